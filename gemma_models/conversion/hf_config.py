@@ -1,0 +1,136 @@
+"""Between Hugging Face's config.json and the numbers of a Gemma."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gemma_models.architectures import GemmaConfig
+from launcher.errors import CheckpointError
+
+_FAMILIES = {"Gemma2ForCausalLM": "gemma2", "Gemma3ForCausalLM": "gemma3"}
+
+
+def read_hf_config(folder: Path) -> GemmaConfig:
+    """The architecture of the Hugging Face model in ``folder``; raises CheckpointError unless it is a Gemma text model.
+
+    Reads the rope settings of transformers 4 (``rope_theta``, ``rope_local_base_freq``, ``rope_scaling``) and of
+    transformers 5 (``rope_parameters`` by kind of layer).
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} holds no config.json", hint="name the folder of a Hugging Face Gemma checkpoint"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}", hint="fetch the checkpoint again") from None
+    architectures = config.get("architectures") if isinstance(config, dict) else None
+    family = _FAMILIES.get(architectures[0]) if architectures else None
+    if family is None:
+        raise CheckpointError(
+            f"{path} describes {architectures or 'no architecture'}, not a Gemma text model",
+            hint=f"use a checkpoint of one of {', '.join(_FAMILIES)}",
+        )
+    try:
+        return _gemma_config(family, config)
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks {error}", hint="fetch the checkpoint again") from None
+
+
+def _gemma_config(family: str, config: dict[str, Any]) -> GemmaConfig:
+    rope = _rope(config)
+    pattern = 2 if family == "gemma2" else config.get("sliding_window_pattern") or config.get("_sliding_window_pattern", 6)
+    gemma = GemmaConfig(
+        family=family,  # type: ignore[arg-type]
+        num_layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        ffn_hidden_size=config["intermediate_size"],
+        num_attention_heads=config["num_attention_heads"],
+        num_query_groups=config["num_key_value_heads"],
+        kv_channels=config["head_dim"],
+        vocab_size=config["vocab_size"],
+        max_position_embeddings=config["max_position_embeddings"],
+        query_pre_attn_scalar=config["query_pre_attn_scalar"],
+        sliding_window=config["sliding_window"],
+        sliding_window_pattern=pattern,
+        attn_logit_softcapping=config.get("attn_logit_softcapping"),
+        final_logit_softcapping=config.get("final_logit_softcapping"),
+        qk_layernorm=family == "gemma3",
+        layernorm_epsilon=config["rms_norm_eps"],
+        init_method_std=config.get("initializer_range", 0.02),
+        **rope,
+    )
+    _check_layer_types(gemma, config.get("layer_types"))
+    return gemma
+
+
+def _rope(config: dict[str, Any]) -> dict[str, float]:
+    parameters = config.get("rope_parameters") or {}
+    if "full_attention" in parameters:
+        everywhere, windowed = parameters["full_attention"], parameters["sliding_attention"]
+    elif parameters:  # Gemma 2 in transformers 5: one table for all layers
+        everywhere = windowed = parameters
+    else:
+        scaling = config.get("rope_scaling") or {}
+        everywhere = {"rope_theta": config["rope_theta"], **scaling}
+        windowed = {"rope_theta": config.get("rope_local_base_freq", config["rope_theta"])}
+    kind = everywhere.get("rope_type", "default")
+    if kind not in ("default", "linear"):
+        raise CheckpointError(f"config.json asks for {kind!r} rope scaling; Gemma has 'default' and 'linear'")
+    return {
+        "rope_theta": everywhere["rope_theta"],
+        "rope_local_base_freq": windowed["rope_theta"],
+        "rope_scaling_factor": everywhere.get("factor", 1.0) if kind == "linear" else 1.0,
+    }
+
+
+def _check_layer_types(gemma: GemmaConfig, layer_types: list[str] | None) -> None:
+    expected = [
+        "sliding_attention" if gemma.is_local(layer + 1) else "full_attention" for layer in range(gemma.num_layers)
+    ]
+    if layer_types is not None and layer_types != expected:
+        raise CheckpointError(
+            f"config.json's layer_types do not repeat every {gemma.sliding_window_pattern} layers",
+            hint="only Gemma's own pattern of local and global layers is supported",
+        )
+
+
+def hf_config(gemma: GemmaConfig) -> Any:
+    """The transformers configuration object of this architecture, for a model that never had a config.json."""
+    from transformers import Gemma2Config, Gemma3TextConfig
+
+    common = {
+        "num_hidden_layers": gemma.num_layers,
+        "hidden_size": gemma.hidden_size,
+        "intermediate_size": gemma.ffn_hidden_size,
+        "num_attention_heads": gemma.num_attention_heads,
+        "num_key_value_heads": gemma.num_query_groups,
+        "head_dim": gemma.kv_channels,
+        "vocab_size": gemma.vocab_size,
+        "max_position_embeddings": gemma.max_position_embeddings,
+        "query_pre_attn_scalar": gemma.query_pre_attn_scalar,
+        "sliding_window": gemma.sliding_window,
+        "rms_norm_eps": gemma.layernorm_epsilon,
+        "initializer_range": gemma.init_method_std,
+        "attn_logit_softcapping": gemma.attn_logit_softcapping,
+        "final_logit_softcapping": gemma.final_logit_softcapping,
+        "layer_types": [
+            "sliding_attention" if gemma.is_local(layer + 1) else "full_attention" for layer in range(gemma.num_layers)
+        ],
+        "tie_word_embeddings": True,
+    }
+    if gemma.family == "gemma2":
+        rope = {"rope_type": "default", "rope_theta": gemma.rope_theta}
+        return Gemma2Config(**common, rope_parameters=rope, architectures=["Gemma2ForCausalLM"])
+    everywhere: dict[str, Any] = {"rope_type": "default", "rope_theta": gemma.rope_theta}
+    if gemma.rope_scaling_factor != 1.0:
+        everywhere |= {"rope_type": "linear", "factor": gemma.rope_scaling_factor}
+    windowed = {"rope_type": "default", "rope_theta": gemma.rope_local_base_freq}
+    return Gemma3TextConfig(
+        **common,
+        rope_parameters={"full_attention": everywhere, "sliding_attention": windowed},
+        architectures=["Gemma3ForCausalLM"],
+    )

@@ -1,0 +1,69 @@
+"""Megatron's transformer configuration for a Gemma."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from megatron.core.transformer import TransformerConfig
+
+from gemma_models.architectures import GemmaConfig
+from gemma_models.settings import MegatronStrategy
+
+
+@dataclass
+class GemmaTransformerConfig(TransformerConfig):
+    """A TransformerConfig that carries what only Gemma has, so that every module built from it can see it."""
+
+    gemma: GemmaConfig = None  # type: ignore[assignment] # fields after defaulted ones need a default
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """The tanh approximation of GELU, Gemma's ``gelu_pytorch_tanh``."""
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+def transformer_config(
+    gemma: GemmaConfig,
+    strategy: MegatronStrategy,
+    *,
+    precision: Literal["bf16", "fp32"],
+    accelerator: Literal["gpu", "cpu"],
+) -> GemmaTransformerConfig:
+    """Translate a Gemma and a parallel layout into Megatron's terms."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return GemmaTransformerConfig(
+        gemma=gemma,
+        num_layers=gemma.num_layers,
+        hidden_size=gemma.hidden_size,
+        ffn_hidden_size=gemma.ffn_hidden_size,
+        num_attention_heads=gemma.num_attention_heads,
+        num_query_groups=gemma.num_query_groups,
+        kv_channels=gemma.kv_channels,
+        softmax_scale=gemma.query_pre_attn_scalar**-0.5,
+        layernorm_epsilon=gemma.layernorm_epsilon,
+        init_method_std=gemma.init_method_std,
+        normalization="RMSNorm",
+        layernorm_zero_centered_gamma=True,
+        qk_layernorm=gemma.qk_layernorm,
+        activation_func=gelu_tanh,
+        gated_linear_unit=True,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        attention_softmax_in_fp32=True,
+        # Fusions are Megatron's own kernels for other activations, masks and norms than Gemma's.
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        apply_rope_fusion=False,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=precision == "bf16",
+        use_cpu_initialization=accelerator == "cpu",
+        tensor_model_parallel_size=strategy.tensor_model_parallel_size,
+        pipeline_model_parallel_size=strategy.pipeline_model_parallel_size,
+    )

@@ -1,0 +1,68 @@
+"""Gemma as a Megatron GPT model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+
+from gemma_models.modeling.attention import softcap
+from gemma_models.modeling.config import GemmaTransformerConfig
+from gemma_models.modeling.layers import layer_spec
+from gemma_models.modeling.rotary import DualRotaryEmbedding
+
+
+class GemmaModel(GPTModel):
+    """One pipeline stage of a Gemma: scaled embeddings, Gemma's layers, capped logits over the tied embedding.
+
+    Called with ``input_ids`` and ``position_ids``, int64 (b, s), it returns logits (b, s, vocab / TP), or with
+    ``labels``, int64 (b, s), the loss of each token in nats, float32 (b, s).
+    """
+
+    config: GemmaTransformerConfig
+
+    def __init__(self, config: GemmaTransformerConfig, *, pre_process: bool = True, post_process: bool = True) -> None:
+        gemma = config.gemma
+        super().__init__(
+            config,
+            layer_spec(config),
+            vocab_size=gemma.vocab_size,
+            max_sequence_length=gemma.max_position_embeddings,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=True,
+            position_embedding_type="rope",
+        )
+        self.rotary_pos_emb = DualRotaryEmbedding(
+            gemma, use_cpu_initialization=config.use_cpu_initialization, cp_group=self.pg_collection.cp
+        )
+        # Rounded to the dtype of the weights before it multiplies: 50.5 and not 50.596 for 4B in bfloat16
+        # (transformers, Gemma3TextScaledWordEmbedding; gemma2 does the same).
+        self.embedding_scale = torch.tensor(gemma.hidden_size**0.5, dtype=config.params_dtype).item()
+        if post_process and gemma.final_logit_softcapping is not None:
+            cap = gemma.final_logit_softcapping
+            # At the output layer, so that both the loss and the logits handed out are capped, on any number of
+            # vocabulary shards.
+            self.output_layer.register_forward_hook(lambda layer, args, out: (softcap(out[0], cap), *out[1:]))
+
+    def _preprocess(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        decoder_input: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if self.pre_process and decoder_input is None:
+            decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids) * self.embedding_scale
+        return super()._preprocess(input_ids, position_ids, decoder_input=decoder_input, **kwargs)
+
+
+def build_model(config: GemmaTransformerConfig) -> GemmaModel:
+    """Build this rank's stage, with random weights; the process groups must stand."""
+    return GemmaModel(
+        config,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+    )

@@ -1,0 +1,128 @@
+"""What a training run is made of, besides the model and the data: light dataclasses that a recipe fills in.
+
+Names are Megatron's where Megatron has one. Every field is a plain value, so that a recipe can be shown, saved and
+changed on a machine without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class MegatronStrategy:
+    """How the model is spread over processes; the data-parallel size is what remains of the world size."""
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """How long, where and how precisely to train.
+
+    ``max_steps`` counts optimizer steps from the start of the run, also across a resume. ``accelerator="cpu"`` is a
+    choice to be made: without a GPU, ``"gpu"`` is an error. ``precision="bf16"`` keeps float32 master weights and
+    reduces gradients in float32. ``limit_val_batches`` bounds one validation pass, in micro-batches a rank.
+    """
+
+    max_steps: int
+    devices: int = 1
+    num_nodes: int = 1
+    accelerator: Literal["gpu", "cpu"] = "gpu"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    val_check_interval: int | None = None
+    limit_val_batches: int | None = None
+    log_every_n_steps: int = 1
+    seed: int = 1234
+    strategy: MegatronStrategy = field(default_factory=MegatronStrategy)
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """AdamW, as Megatron's optimizer runs it. ``lr`` is the peak; ``clip_grad`` bounds the global gradient norm."""
+
+    lr: float
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    clip_grad: float = 1.0
+
+
+@dataclass(kw_only=True)
+class CosineAnnealing:
+    """Linear warm-up over ``warmup_steps``, then a cosine to ``min_lr`` at ``decay_steps`` (None: at max_steps)."""
+
+    warmup_steps: int = 0
+    min_lr: float = 0.0
+    decay_steps: int | None = None
+
+
+@dataclass(kw_only=True)
+class MegatronOptimizer:
+    """The optimizer and its schedule."""
+
+    config: OptimizerConfig
+    lr_scheduler: CosineAnnealing = field(default_factory=CosineAnnealing)
+
+
+@dataclass(kw_only=True)
+class LoRA:
+    """Low-rank adapters (arXiv:2106.09685) on the linear layers whose names match.
+
+    ``target_modules`` holds Megatron module names (``linear_qkv``), or wildcards over full names
+    (``*.layers.0.*.linear_qkv``). The adapter adds ``alpha / dim * B A x``; A starts Xavier-normal, B zero.
+    """
+
+    target_modules: list[str] = field(
+        default_factory=lambda: ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
+    )
+    dim: int = 32
+    alpha: float = 32.0
+    dropout: float = 0.0
+
+
+@dataclass(kw_only=True)
+class ModelCheckpoint:
+    """When to save, and how many to keep: the newest ``save_last_k``, each ``every_n_train_steps`` apart.
+
+    The last step of a run is always saved. ``every_n_train_steps=None`` saves that one only.
+    """
+
+    every_n_train_steps: int | None = None
+    save_last_k: int = 2
+
+
+@dataclass(kw_only=True)
+class Logger:
+    """Where a run writes: ``dir / name`` holds its checkpoints, and its metrics when no launcher keeps them."""
+
+    dir: str | Path
+    name: str
+    ckpt: ModelCheckpoint = field(default_factory=ModelCheckpoint)
+
+    def folder(self) -> Path:
+        return Path(self.dir).expanduser() / self.name
+
+
+@dataclass(kw_only=True)
+class RestoreConfig:
+    """Weights to start from: the folder of a Megatron checkpoint or of a Hugging Face model."""
+
+    path: str | Path
+
+
+@dataclass(kw_only=True)
+class AutoResume:
+    """Where a run starts.
+
+    It continues from its own newest checkpoint when the same experiment runs again (a retry, a requeue) or when
+    ``resume_if_exists`` says so; else from ``restore_config``; else from random weights. Checkpoints of another run
+    under the same name are refused, never continued by accident.
+    """
+
+    restore_config: RestoreConfig | None = None
+    resume_if_exists: bool = False

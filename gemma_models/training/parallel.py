@@ -1,0 +1,72 @@
+"""The processes of a run: their device, process groups and random seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from gemma_models.modeling.cpu import megatron_on_cpu
+from gemma_models.settings import MegatronStrategy
+from launcher.errors import LaunchError
+
+
+@contextlib.contextmanager
+def parallel_context(
+    strategy: MegatronStrategy, *, accelerator: Literal["gpu", "cpu"], seed: int = 1234
+) -> Iterator[torch.device]:
+    """Set up this process as one rank of the run, and take everything down again.
+
+    The rank comes from the environment that torchrun or an executor sets; without one, this process is the only rank.
+    Process groups that stand already (a notebook, a test) are used as they are and left standing.
+
+    Raises LaunchError without a GPU where one was asked for.
+    """
+    with contextlib.ExitStack() as stack:
+        if accelerator == "cpu":
+            stack.enter_context(megatron_on_cpu())
+            device = torch.device("cpu")
+        else:
+            if not torch.cuda.is_available():
+                raise LaunchError(
+                    "trainer.accelerator is 'gpu', but torch sees no GPU in this process",
+                    hint="run on a machine with a GPU, or choose the CPU: trainer.accelerator=cpu",
+                )
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            _initialise_process_group(accelerator, device)
+            stack.callback(dist.destroy_process_group)
+        if not parallel_state.model_parallel_is_initialized():
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=strategy.tensor_model_parallel_size,
+                pipeline_model_parallel_size=strategy.pipeline_model_parallel_size,
+            )
+            stack.callback(parallel_state.destroy_model_parallel)
+        _seed(seed, accelerator)
+        yield device
+
+
+def _initialise_process_group(accelerator: str, device: torch.device) -> None:
+    timeout = timedelta(minutes=10)
+    backend = "gloo" if accelerator == "cpu" else "nccl"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout, device_id=device if accelerator == "gpu" else None)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def _seed(seed: int, accelerator: str) -> None:
+    # Stages draw different numbers; tensor-parallel ranks share theirs but for what Megatron's tracker forks.
+    seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if accelerator == "gpu":
+        tensor_parallel.model_parallel_cuda_manual_seed(seed)
