@@ -1,0 +1,26 @@
+"""What many tests stand on: the real Gemma 3 270M and its tokenizer, made once into a cache that `make demo` shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def hf_gemma3_270m() -> Path:
+    """The real Gemma 3 270M as a Hugging Face folder; never to be written to."""
+    from gemma_models.demo.weights import fetch
+
+    cache = os.environ.get("GEMMA_LAUNCHER_TEST_CACHE") or Path(__file__).parent.parent / ".demo"
+    return fetch(Path(cache) / "gemma-3-270m")
+
+
+@pytest.fixture(scope="session")
+def gemma_tokenizer(hf_gemma3_270m: Path) -> Any:
+    """Gemma 3's own tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(hf_gemma3_270m)
