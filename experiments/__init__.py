@@ -1,0 +1,1 @@
+"""Named experiments: what was asked, what ran, what happened. Light to import."""

@@ -1,0 +1,41 @@
+"""The front door: `import launcher as run`.
+
+Every name is resolved when it is first used, so that the import costs next to nothing; an editor and mypy see the
+real types.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from launcher.run import run as run  # at once: the module of that name must not stand where the function is expected
+
+if TYPE_CHECKING:
+    from executors.local import LocalExecutor as LocalExecutor
+    from experiments.experiment import Experiment as Experiment
+    from experiments.experiment import Result as Result
+    from launcher.config import Config as Config
+    from launcher.config import Partial as Partial
+    from launcher.errors import ExperimentFailed as ExperimentFailed
+    from launcher.errors import LaunchError as LaunchError
+else:
+    _HOMES = {
+        "Config": "launcher.config",
+        "Partial": "launcher.config",
+        "LocalExecutor": "executors.local",
+        "Experiment": "experiments.experiment",
+        "Result": "experiments.experiment",
+        "LaunchError": "launcher.errors",
+        "ExperimentFailed": "launcher.errors",
+    }
+
+    def __getattr__(name):
+        if name not in _HOMES:
+            raise AttributeError(f"module 'launcher' has no attribute {name!r}; it has {', '.join(dir())}")
+        import importlib
+
+        value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+        return value
+
+    def __dir__():
+        return sorted(["run", *_HOMES])

@@ -1,0 +1,206 @@
+"""What was asked, what ran, what happened: one folder an experiment, which is the truth and can be read with a pager.
+
+    $GEMMA_LAUNCHER_HOME/experiments/<id>/
+        experiment.json     id, title, when, its tasks
+        <task>/             events.jsonl (one line a change of status), task.json, task.yaml, plan.json,
+                            environment.json, metrics.jsonl, result.json, and each rank's files (worker.JobFiles)
+
+A status is never kept, always read from the events: a launcher that was killed cannot leave a lie behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from executors.base import Failure, Status
+from experiments.logs import new_lines
+from experiments.owner import alive, this_process
+from launcher.errors import StoreError, nearest
+from launcher.worker import JobFiles, write_json
+
+VERSION = 1
+EVENT_STATUS = {
+    "queued": Status.QUEUED,
+    "started": Status.RUNNING,
+    "succeeded": Status.SUCCEEDED,
+    "failed": Status.FAILED,
+    "cancelled": Status.CANCELLED,
+}
+
+
+def home() -> Path:
+    """Where all state lives: $GEMMA_LAUNCHER_HOME, else ~/.gemma-launcher."""
+    return Path(os.environ.get("GEMMA_LAUNCHER_HOME") or "~/.gemma-launcher").expanduser().absolute()
+
+
+def slug(text: str) -> str:
+    """A folder name that says something of `text`, whatever is in it."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-") or "experiment"
+
+
+def new_id(title: str) -> str:
+    """Readable, in order of time, and not given twice: "gemma3-sft-20261121-124313-3f9a"."""
+    return f"{slug(title)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+class TaskRecord:
+    """One task of an experiment."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self.files = JobFiles(folder)
+
+    def append(self, event: str, **details: Any) -> None:
+        """Add one event, whole or not at all. This process is from now on the one that looks after the task."""
+        line = json.dumps({"time": time.time(), "event": event, **details, "owner": this_process()}) + "\n"
+        descriptor = os.open(self.folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every event so far, oldest first; a line that was being written when a launcher died is not one."""
+        return [json.loads(line) for line in new_lines(self.folder / "events.jsonl")[0]]
+
+    @property
+    def status(self) -> Status:
+        events = self.events()
+        if not events:
+            return Status.LOST
+        status = EVENT_STATUS[events[-1]["event"]]
+        return status if status.final or alive(events[-1]["owner"]) else Status.LOST
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why it failed, where it did."""
+        last = (self.events() or [{"event": None}])[-1]
+        if last["event"] != "failed":
+            return None
+        return Failure(rank=last["rank"], cause=last["cause"], traceback=last["traceback"])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl so far."""
+        return [json.loads(line) for line in new_lines(self.files.metrics)[0]]
+
+    def result(self) -> Any:
+        """What rank 0 returned, where JSON could hold it; else None."""
+        try:
+            return json.loads(self.files.result.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+
+@dataclass(frozen=True)
+class ExperimentRecord:
+    """An experiment's folder, read."""
+
+    id: str
+    title: str
+    created: float  # unix seconds
+    folder: Path
+    tasks: tuple[TaskRecord, ...]
+
+    @property
+    def status(self) -> Status:
+        """The experiment as a whole: what still runs, else the worst that happened."""
+        found = {task.status for task in self.tasks}
+        order = (Status.RUNNING, Status.QUEUED, Status.FAILED, Status.LOST, Status.CANCELLED)
+        return next((status for status in order if status in found), Status.SUCCEEDED)
+
+    def task(self, name: str | None = None) -> TaskRecord:
+        """The task of that name; without one, the first. Raises StoreError."""
+        names = [task.name for task in self.tasks]
+        if name is None:
+            return self.tasks[0]
+        if name not in names:
+            raise StoreError(
+                f"experiment {self.id} has no task {name!r}; it has {', '.join(names)}", hint=nearest(name, names)
+            )
+        return self.tasks[names.index(name)]
+
+
+class Store:
+    """All experiments under one folder."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.folder = (root or home()) / "experiments"
+
+    def create(self, experiment_id: str, title: str, tasks: list[tuple[str, str]]) -> ExperimentRecord:
+        """Make an experiment's folder; `tasks` are names and the folders for them. Raises StoreError."""
+        folder = self.folder / experiment_id
+        try:
+            folder.mkdir(parents=True)
+            for _, task_folder in tasks:
+                (folder / task_folder).mkdir()
+            write_json(
+                folder / "experiment.json",
+                {
+                    "version": VERSION,
+                    "id": experiment_id,
+                    "title": title,
+                    "created": time.time(),
+                    "tasks": [{"name": name, "folder": task_folder} for name, task_folder in tasks],
+                },
+            )
+        except OSError as error:
+            raise StoreError(
+                f"the experiment's folder cannot be written: {error}", hint="GEMMA_LAUNCHER_HOME=<another folder>"
+            ) from error
+        return self.read(folder)
+
+    def read(self, folder: Path) -> ExperimentRecord:
+        """One experiment. Raises StoreError if it was written by a newer version, or is not an experiment."""
+        path = folder / "experiment.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            version = found["version"]
+            if version > VERSION:
+                raise StoreError(
+                    f"{path} is of version {version}; this launcher reads up to {VERSION}",
+                    hint="pip install --upgrade gemma-launcher",
+                )
+            tasks = tuple(TaskRecord(task["name"], folder / task["folder"]) for task in found["tasks"])
+            return ExperimentRecord(found["id"], found["title"], found["created"], folder, tasks)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path} cannot be read: {error!r}") from error
+
+    def all(self) -> Iterator[ExperimentRecord]:
+        """Every experiment, newest first; what cannot be read is left out (`find` says why)."""
+        for folder in self._folders():
+            try:
+                yield self.read(folder)
+            except StoreError:
+                continue
+
+    def _folders(self) -> list[Path]:
+        """Folders of experiments, newest first. One whose experiment.json is not there yet is still being made."""
+        if not self.folder.is_dir():
+            return []
+        made = {folder: (folder / "experiment.json") for folder in self.folder.iterdir()}
+        times = {folder: file.stat().st_mtime_ns for folder, file in made.items() if file.exists()}
+        return sorted(times, key=lambda folder: (times[folder], folder.name), reverse=True)
+
+    def find(self, query: str) -> ExperimentRecord:
+        """The experiment of that id or title, or the newest whose id or title begins so. Raises StoreError."""
+        if re.fullmatch(r"[a-z0-9-]{1,80}", query) and (self.folder / query / "experiment.json").exists():
+            return self.read(self.folder / query)
+        known = list(self.all())
+        for matches in (lambda name: name == query, lambda name: bool(query) and name.startswith(query)):
+            for record in known:
+                if matches(record.title) or matches(record.id):
+                    return record
+        names = [name for record in known for name in (record.id, record.title)]
+        raise StoreError(
+            f"there is no experiment {query!r} in {self.folder}",
+            hint=nearest(query, names) or "gemma-launch experiment list",
+        )

@@ -1,0 +1,250 @@
+"""A configuration as our own versioned JSON (exact), and as YAML (for people).
+
+JSON values stand for themselves; anything else is an object whose first key begins with "$" (see worker.Reader, which
+reads them). References are `module:qualname`, or a file and a name for what the launch script itself defines. What is
+shared in the configuration is shared in the file: `$id` where it first stands, `$same` after that.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import fiddle
+
+from launcher.config import Config, Partial, where
+from launcher.errors import SerializationError
+from launcher.worker import SCRIPT_MODULE, Reader
+
+VERSION = 1
+
+
+def dumps(value: Any) -> str:
+    """The exact JSON document of a configuration. Raises SerializationError as `encode` does."""
+    return json.dumps({"version": VERSION, "value": encode(value)}, indent=1)
+
+
+def loads(text: str) -> Any:
+    """The configuration that `dumps` wrote, equal to it.
+
+    Raises SerializationError for what is not such a document, is of another version, or names what is not there.
+    """
+    try:
+        document = json.loads(text)
+        version = document["version"]
+    except (ValueError, TypeError, KeyError):
+        raise SerializationError("this is not a configuration that the launcher saved") from None
+    if version != VERSION:
+        raise SerializationError(f"this configuration is of version {version}; this launcher reads version {VERSION}")
+    try:
+        return _ConfigReader().read(document["value"])
+    except (ImportError, AttributeError, KeyError) as error:
+        raise SerializationError(f"this configuration cannot be read here: {type(error).__name__}: {error}") from error
+
+
+class _ConfigReader(Reader):
+    def call(self, target: Any, args: list[Any], kwargs: dict[str, Any], *, partial: bool) -> Any:
+        return (Partial if partial else Config)(target, *args, **kwargs)
+
+
+def encode(value: Any) -> Any:
+    """A configuration as JSON values.
+
+    Raises SerializationError for a lambda, a function inside a function, or a live object, with the path to it and
+    the line that set it.
+    """
+    encoder = _Encoder()
+    encoder.count(value)
+    return encoder.node(value, "", None)
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self._seen: dict[int, int] = {}  # id -> times it stands in the configuration
+        self._given: dict[int, int] = {}  # id -> its number in the document
+        self._open: set[int] = set()
+
+    def count(self, value: Any) -> None:
+        """Find what stands in more than one place. Only what has an identity worth keeping is counted."""
+        if not isinstance(value, fiddle.Buildable | list | dict | set | frozenset | tuple | Path) or value == ():
+            return
+        self._seen[id(value)] = self._seen.get(id(value), 0) + 1
+        if self._seen[id(value)] > 1:
+            return
+        if isinstance(value, fiddle.Buildable):
+            items = list(_arguments(value).values())
+        elif isinstance(value, dict):
+            items = [*value.keys(), *value.values()]
+        else:
+            items = [] if isinstance(value, Path) else list(value)
+        for item in items:
+            self.count(item)
+
+    def node(self, value: Any, path: str, set_at: str | None) -> Any:
+        if self._seen.get(id(value), 0) < 2:
+            return self._plain(value, path, set_at)
+        if id(value) in self._open:
+            raise SerializationError(f"{path or 'the task'} contains itself", where=set_at)
+        if id(value) in self._given:
+            return {"$same": self._given[id(value)]}
+        self._given[id(value)] = number = len(self._given)
+        self._open.add(id(value))
+        node = {"$id": number, "value": self._plain(value, path, set_at)}
+        self._open.remove(id(value))
+        return node
+
+    def _plain(self, value: Any, path: str, set_at: str | None) -> Any:
+        kind = type(value)
+        if value is None or kind in (bool, int, str):
+            return value
+        if kind is float:
+            return value if math.isfinite(value) else {"$float": repr(value)}
+        if isinstance(value, fiddle.Buildable):
+            return self._call(value, path)
+        if kind is list:
+            return [self.node(item, f"{path}[{index}]", set_at) for index, item in enumerate(value)]
+        if kind is tuple:
+            return {"$tuple": [self.node(item, f"{path}[{index}]", set_at) for index, item in enumerate(value)]}
+        if kind in (set, frozenset):
+            items = [self.node(item, f"{path}{{}}", set_at) for item in value]
+            return {f"${kind.__name__}": sorted(items, key=json.dumps)}
+        if kind is dict:
+            pairs = [
+                (self.node(key, f"{path} key", set_at), self.node(item, f"{path}[{key!r}]", set_at))
+                for key, item in value.items()
+            ]
+            if all(type(key) is str and not key.startswith("$") for key in value):
+                return dict(pairs)
+            return {"$dict": [list(pair) for pair in pairs]}
+        if isinstance(value, Path):
+            return {"$path": str(value)}
+        if isinstance(value, enum.Enum) and value.name in kind.__members__:
+            return {"$enum": reference(kind, path, set_at), "name": value.name}
+        if kind.__module__ == "torch" and kind.__name__ == "dtype":
+            return {"$dtype": str(value)}
+        if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
+            return {"$ref": reference(value, path, set_at)}
+        raise SerializationError(
+            f"{path or 'the task'} is a live object of {kind.__module__}.{kind.__qualname__}: it can be used with "
+            "direct=True alone",
+            where=set_at,
+            hint=f"run.Config({kind.__qualname__}, ...)",
+        )
+
+    def _call(self, config: Any, path: str) -> Any:
+        node: dict[str, Any] = {
+            "$partial" if isinstance(config, Partial) else "$config": reference(
+                fiddle.get_callable(config), path, where(config, "__fn_or_cls__")
+            )
+        }
+        positional = []
+        named = {}
+        explicit = fiddle.ordered_arguments(config)
+        for key, value in _arguments(config).items():
+            inner = f"{path}.{key}" if path else str(key)
+            try:
+                encoded = self.node(value, inner, where(config, key))
+            except SerializationError:
+                if key in explicit:
+                    raise
+                continue  # a default that only the function itself can hold, and it will
+            if isinstance(key, int):
+                positional.append(encoded)
+            else:
+                named[key] = encoded
+        if positional:
+            node["positional"] = positional
+        return {**node, "args": named}
+
+
+def _arguments(config: Any) -> dict[int | str, Any]:
+    """All arguments, defaults among them: what is saved shows every value, and outlives a default that changes."""
+    return fiddle.ordered_arguments(config, include_defaults=True)
+
+
+def reference(target: Any, path: str = "", set_at: str | None = None) -> str | dict[str, str]:
+    """How a function or class is found again: "module:qualname", or {"file", "name"} for the launch script's own.
+
+    Raises SerializationError for what cannot be found again: a lambda, something local to a function, something that
+    its module no longer knows by that name.
+    """
+    subject = path or "the task"
+    qualname = getattr(target, "__qualname__", None)
+    module_name = getattr(target, "__module__", None)
+    if not qualname or not module_name:
+        raise SerializationError(f"{subject} is {target!r}, which has no name to find it by", where=set_at)
+    if "<lambda>" in qualname:
+        raise SerializationError(
+            f"{subject} is a lambda, which cannot be found again by name", where=set_at, hint="def, at top level"
+        )
+    if "<locals>" in qualname:
+        raise SerializationError(
+            f"{subject} is {qualname}, which is local to a function and cannot be found again by name",
+            where=set_at,
+            hint="move it to the top level of its file",
+        )
+    module = sys.modules.get(module_name)
+    found: Any = module
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if found != target:
+        raise SerializationError(
+            f"{subject} is {target!r}, but {module_name}.{qualname} is something else", where=set_at
+        )
+    if module_name not in ("__main__", SCRIPT_MODULE):
+        return f"{module_name}:{qualname}"
+    spec = getattr(module, "__spec__", None)
+    if module_name == "__main__" and spec is not None:  # python -m package.module
+        return f"{spec.name}:{qualname}"
+    file = getattr(module, "__file__", None)
+    if file is None:
+        raise SerializationError(
+            f"{subject} is {qualname}, which was typed into an interactive session", where=set_at, hint="a file"
+        )
+    return {"file": str(Path(file).resolve()), "name": qualname}
+
+
+def to_yaml(value: Any) -> str:
+    """A configuration for a person to read. `_target_` names what is called; anchors mark what is shared."""
+    import yaml
+
+    return yaml.safe_dump(_readable(value, {}), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _readable(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    shown: Any
+    if isinstance(value, fiddle.Buildable):
+        shown = memo[id(value)] = {"_target_": _label(fiddle.get_callable(value))}
+        if isinstance(value, Partial):
+            shown["_partial_"] = True
+        shown |= {str(key): _readable(item, memo) for key, item in _arguments(value).items()}
+    elif isinstance(value, dict):
+        shown = {_readable(key, memo) if _is_scalar(key) else str(key): _readable(item, memo) for key, item in value.items()}
+        memo[id(value)] = shown
+    elif isinstance(value, list | tuple):
+        shown = memo[id(value)] = [_readable(item, memo) for item in value]
+    elif isinstance(value, set | frozenset):
+        shown = sorted((_readable(item, memo) for item in value), key=repr)
+    elif isinstance(value, enum.Enum):
+        shown = f"{type(value).__qualname__}.{value.name}"
+    elif _is_scalar(value):
+        shown = value
+    else:
+        shown = str(value) if isinstance(value, Path) else _label(value)
+    return shown
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _label(value: Any) -> str:
+    if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
+        return f"{value.__module__}:{value.__qualname__}"
+    return str(value)

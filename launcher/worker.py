@@ -1,0 +1,301 @@
+"""What runs inside a job: reads a task file, builds what it describes, calls it, and reports.
+
+Started by path (`python .../launcher/worker.py task.json`), by an executor or by torchrun, on any machine that has
+Python: the standard library alone, no package of ours, so it costs a rank tens of milliseconds. It owns two contracts
+that the rest of the program reads: the names of the files in a job's folder (`JobFiles`), and how our JSON becomes
+objects again (`Reader`).
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    # Python put this file's folder first; a user's own `import config` must not find ours.
+    del sys.path[0]
+
+import functools
+import importlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+TASK_VERSION: Final = 1
+JOB_DIR: Final = "GEMMA_LAUNCHER_JOB_DIR"
+EXPERIMENT_ID: Final = "GEMMA_LAUNCHER_EXPERIMENT_ID"
+PARENT: Final = "GEMMA_LAUNCHER_PARENT"
+"""Pid of the process whose death must end this one; unset where a job outlives its launcher."""
+LOADING: Final = "GEMMA_LAUNCHER_LOADING"
+"""Set while a launch script is being loaded by a job: a script without a __main__ guard would launch itself again."""
+SCRIPT_MODULE: Final = "launch_script"
+"""The module name of a launch script inside a job. Not __main__, so that its guarded part does not run again."""
+
+
+class JobFiles:
+    """Every file of one task, by name."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = pathlib.Path(folder)
+        self.task = self.folder / "task.json"
+        self.secrets = self.folder / "secrets.json"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.result = self.folder / "result.json"
+        self.environment = self.folder / "environment.json"
+        self.launch_log = self.folder / "launch.log"
+        """What the processes wrote before their ranks had files of their own; all of torchrun's own output."""
+
+    def stdout(self, rank: int) -> pathlib.Path:
+        return self.folder / f"rank_{rank}.out"
+
+    def stderr(self, rank: int) -> pathlib.Path:
+        return self.folder / f"rank_{rank}.err"
+
+    def failure(self, rank: int) -> pathlib.Path:
+        return self.folder / f"rank_{rank}.failure.json"
+
+
+class Reader:
+    """Turns one JSON document into objects. What is shared in the document is one object in the result."""
+
+    def __init__(self) -> None:
+        self._shared: dict[int, Any] = {}
+
+    def read(self, node: Any) -> Any:
+        if isinstance(node, list):
+            return [self.read(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        for tag in node:
+            if tag.startswith("$"):
+                return self._TAGS[tag](self, node)
+        return {key: self.read(value) for key, value in node.items()}
+
+    def call(self, target: Any, args: list[Any], kwargs: dict[str, Any], *, partial: bool) -> Any:
+        """What a Config or a Partial becomes; reading a configuration back overrides this."""
+        return functools.partial(target, *args, **kwargs) if partial else target(*args, **kwargs)
+
+    def target(self, ref: str | dict[str, str]) -> Any:
+        """The function or class that `module:qualname`, or a file and a name, stands for."""
+        if isinstance(ref, str):
+            module_name, _, qualname = ref.partition(":")
+            found: Any = importlib.import_module(module_name)
+        else:
+            found, qualname = self._script(ref["file"]), ref["name"]
+        for part in qualname.split("."):
+            found = getattr(found, part)
+        return found
+
+    def _script(self, file: str) -> Any:
+        for name in ("__main__", SCRIPT_MODULE):
+            module = sys.modules.get(name)
+            if module is not None and os.path.realpath(getattr(module, "__file__", None) or "") == file:
+                return module
+        import importlib.util
+
+        spec = importlib.util.spec_from_file_location(SCRIPT_MODULE, file)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{file} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[SCRIPT_MODULE] = module  # before it runs: its dataclasses look themselves up here
+        os.environ[LOADING] = file
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            del os.environ[LOADING]
+        return module
+
+    def _call(self, node: dict[str, Any]) -> Any:
+        partial = "$partial" in node
+        target = self.target(node["$partial" if partial else "$config"])
+        args = [self.read(value) for value in node.get("positional", [])]
+        kwargs = {name: self.read(value) for name, value in node["args"].items()}
+        return self.call(target, args, kwargs, partial=partial)
+
+    def _share(self, node: dict[str, Any]) -> Any:
+        value = self._shared[node["$id"]] = self.read(node["value"])
+        return value
+
+    _TAGS: Final[dict[str, Callable[[Reader, dict[str, Any]], Any]]] = {
+        "$config": _call,
+        "$partial": _call,
+        "$id": _share,
+        "$same": lambda self, node: self._shared[node["$same"]],
+        "$ref": lambda self, node: self.target(node["$ref"]),
+        "$float": lambda self, node: float(node["$float"]),
+        "$path": lambda self, node: pathlib.Path(node["$path"]),
+        "$tuple": lambda self, node: tuple(self.read(node["$tuple"])),
+        "$set": lambda self, node: set(self.read(node["$set"])),
+        "$frozenset": lambda self, node: frozenset(self.read(node["$frozenset"])),
+        "$dict": lambda self, node: {self.read(key): self.read(value) for key, value in node["$dict"]},
+        "$enum": lambda self, node: self.target(node["$enum"])[node["name"]],
+        "$dtype": lambda self, node: getattr(importlib.import_module("torch"), node["$dtype"].removeprefix("torch.")),
+    }
+
+
+def follow(parent: int) -> None:
+    """End this process when `parent` ends, however it ends: a killed launcher must not leave ranks behind.
+
+    Linux only; elsewhere a killed launcher's ranks run on, and its experiment is shown as lost.
+    """
+    if sys.platform != "linux":
+        return
+    import ctypes
+    import signal
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write all of a file or none of it: a reader never sees half."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def installed() -> dict[str, str]:
+    """Name and version of every installed distribution, from the folder names that installers write."""
+    found = {}
+    for folder in reversed(sys.path):
+        try:
+            entries = os.listdir(folder or ".")
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.endswith(".dist-info") and "-" in entry[:-10]:
+                name, version = entry[:-10].rsplit("-", 1)
+                found[name.lower().replace("_", "-")] = version
+    return dict(sorted(found.items()))
+
+
+def describe_environment(task: dict[str, Any]) -> dict[str, Any]:
+    """What this run ran in. The torch version is one of the packages: torch need not be imported to know it."""
+    import platform
+    import socket
+
+    packages = installed()
+    return {
+        "version": 1,
+        "time": time.time(),
+        "hostname": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "folder": os.getcwd(),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "torch": packages.get("torch"),
+        "code": task.get("code"),
+        "packages": packages,
+    }
+
+
+def redact(text: str, secrets: dict[str, str]) -> str:
+    """The same text with every secret's value replaced by its name."""
+    for name, value in secrets.items():
+        if value:
+            text = text.replace(value, f"({name})")
+    return text
+
+
+def report_failure(error: BaseException, files: JobFiles, rank: int, secrets: dict[str, str]) -> None:
+    """Write the rank's failure, then show it on stderr. The worker's own frames are left out."""
+    import traceback
+
+    frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_code.co_filename == __file__ and frame.tb_next is not None:
+        frame = frame.tb_next
+    text = redact("".join(traceback.format_exception(type(error), error, frame)), secrets)
+    write_json(
+        files.failure(rank),
+        {
+            "rank": rank,
+            "time": time.time(),
+            "type": type(error).__name__,
+            "message": redact(str(error), secrets),
+            "traceback": text,
+        },
+    )
+    sys.stderr.write(text)
+
+
+def keep_result(value: Any, files: JobFiles) -> None:
+    """Write what the task returned, where JSON can hold it."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        sys.stderr.write(f"worker: the return value ({type(value).__name__}) is not kept: {error}\n")
+    else:
+        write_json(files.result, value)
+
+
+def run_task(task: dict[str, Any], files: JobFiles, rank: int) -> None:
+    """Build and call one task.
+
+    Raises whatever the task raises, and ValueError for a task file of another version.
+    """
+    if task["version"] != TASK_VERSION:
+        raise ValueError(f"{files.task} has version {task['version']}; this worker reads version {TASK_VERSION}")
+    value = Reader().read(task["call"])
+    if isinstance(value, functools.partial):
+        value = value()
+    if rank == 0:
+        keep_result(value, files)
+
+
+def main(path: str) -> int:
+    """Run the task file at `path` as the rank that the environment names; the exit status is the return value."""
+    files = JobFiles(os.path.dirname(os.path.abspath(path)))
+    rank = int(os.environ.get("RANK", "0"))
+    for stream, name in ((sys.stdout, files.stdout(rank)), (sys.stderr, files.stderr(rank))):
+        # The descriptors themselves, so that C code and child processes write to the same files.
+        target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(target, stream.fileno())
+        os.close(target)
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    import faulthandler
+
+    faulthandler.enable()  # a segmentation fault leaves its Python traceback in rank_<R>.err
+    if parent := os.environ.pop(PARENT, None):
+        follow(int(parent))
+    secrets: dict[str, str] = {}
+    try:
+        task = json.loads(files.task.read_text(encoding="utf-8"))
+        if files.secrets.exists():
+            secrets = json.loads(files.secrets.read_text(encoding="utf-8"))
+        os.environ.update(secrets)
+        os.environ[JOB_DIR] = str(files.folder)
+        os.environ[EXPERIMENT_ID] = task["experiment"]
+        # The launch script's folder first, as Python would have it; then what else the launcher could import from.
+        first, *others = task["sys_path"]
+        sys.path[:0] = [first]
+        sys.path += [entry for entry in others if entry not in sys.path]
+        if rank == 0:
+            write_json(files.environment, describe_environment(task))
+        run_task(task, files, rank)
+    except SystemExit as error:
+        if error.code is None or error.code == 0:
+            return 0
+        report_failure(error, files, rank, secrets)
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException as error:  # KeyboardInterrupt as well: whatever ends a rank is reported
+        report_failure(error, files, rank, secrets)
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--then":
+        # Become another command (torchrun's agent), which follows the launcher as its ranks follow it.
+        if PARENT in os.environ:
+            follow(int(os.environ[PARENT]))
+            os.environ[PARENT] = str(os.getpid())
+        os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606
+    sys.exit(main(sys.argv[1]))
