@@ -1,14 +1,13 @@
 """An experiment: tasks under one title, run and remembered.
 
-    with run.Experiment("gemma3-sft") as experiment:
-        experiment.add(recipe, executor=run.LocalExecutor(ntasks_per_node=2), name="train")
-        experiment.run()
+with run.Experiment("gemma3-sft") as experiment:
+    experiment.add(recipe, executor=run.LocalExecutor(ntasks_per_node=2), name="train")
+    experiment.run()
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,11 @@ from experiments.logs import printable
 from experiments.progress import Watch
 from experiments.provenance import code_state, import_path, script_folder
 from experiments.store import ExperimentRecord, Store, TaskRecord, new_id, slug
-from launcher.errors import ConfigError, ExperimentFailed, LaunchError
-from launcher.worker import LOADING, TASK_VERSION
+from launcher.errors import ConfigError, ExperimentFailed
+from launcher.worker import TASK_VERSION
 
 if TYPE_CHECKING:
-    from launcher.config import Config, Partial
+    from launcher.config import Call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class Result:
 class _Added:
     name: str
     folder: str
-    task: Partial[Any] | Config[Any]
+    task: Call[Any]
     executor: Executor
 
 
@@ -66,7 +65,7 @@ class Experiment:
     def folder(self) -> Path:
         return self._store.folder / self.id
 
-    def add(self, task: Partial[Any] | Config[Any], *, executor: Executor, name: str | None = None) -> str:
+    def add(self, task: Call[Any], *, executor: Executor, name: str | None = None) -> str:
         """Add a task, and return its name (without `name`, the task's own). It is checked here, and runs later.
 
         The task and the executor are taken as they are now: changing them afterwards changes nothing here.
@@ -81,7 +80,9 @@ class Experiment:
             raise ConfigError(f"experiment {self.title!r} has a task {name!r} already", hint="name=<another>")
         folder, taken = slug(name), [added.folder for added in self._added]
         if folder in taken:
-            folder = next(f"{folder}-{number}" for number in range(2, len(taken) + 3) if f"{folder}-{number}" not in taken)
+            folder = next(
+                f"{folder}-{number}" for number in range(2, len(taken) + 3) if f"{folder}-{number}" not in taken
+            )
         executor.check()
         self._added.append(_Added(name, folder, clone(task), executor.clone()))
         return name
@@ -123,11 +124,6 @@ class Experiment:
         Every task runs, whether or not one before it failed. Raises ExperimentFailed for the first that did, and
         KeyboardInterrupt after a Ctrl-C, when all processes have ended and the experiment says cancelled.
         """
-        if script := os.environ.get(LOADING):
-            raise LaunchError(
-                f"{script} launches while a job is loading it: it would launch itself for ever",
-                hint='put the launch under `if __name__ == "__main__":`',
-            )
         if not self._added:
             raise ConfigError(f"experiment {self.title!r} has no task", hint="experiment.add(...)")
         plans = self.plan()
@@ -167,14 +163,14 @@ def _run_one(executor: Executor, plan: Plan, task: TaskRecord, progress: bool | 
         task.append("started")
         with Watch(task, progress):
             [state] = executor.wait(handles)
-    except KeyboardInterrupt:
+    except BaseException as error:
         try:
             executor.cancel(handles)
         finally:
-            task.append("cancelled")
-        raise
-    except LaunchError as error:
-        _append_failure(task, Failure(rank=None, cause=error.message))
+            if isinstance(error, KeyboardInterrupt):
+                task.append("cancelled")
+            else:
+                _append_failure(task, Failure(rank=None, cause=f"{type(error).__name__}: {error}"))
         raise
     if state.failure is not None:
         _append_failure(task, state.failure)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from launcher.errors import StoreError
 from launcher.worker import JobFiles
@@ -20,6 +22,20 @@ def new_lines(path: Path, offset: int = 0) -> tuple[list[str], int]:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
     return [line.decode("utf-8", errors="replace") for line in whole.split(b"\n")[:-1]], offset + len(whole)
+
+
+def json_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects on the whole lines after `offset`; what is none (a torn write, a stray print) is skipped."""
+    lines, offset = new_lines(path, offset)
+    found = []
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found, offset
 
 
 def rank_logs(files: JobFiles, rank: int | None = None) -> Iterator[Path]:

@@ -5,14 +5,13 @@ Driven by changes of metrics.jsonl, on a thread of its own; the launcher's threa
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from experiments.logs import new_lines, printable
+from experiments.logs import json_lines, printable
 from experiments.store import TaskRecord
 
 if TYPE_CHECKING:
@@ -23,7 +22,12 @@ PLAIN_INTERVAL = 10.0  # seconds between two plain lines
 
 def describe(metrics: dict[str, Any]) -> str:
     """The numbers of a step, as short text: "loss 2.104  lr 1.0e-04  310 tokens/s  val 2.011"."""
-    formats = {"loss": "loss {:.3f}", "lr": "lr {:.1e}", "tokens_per_second": "{:,.0f} tokens/s", "val_loss": "val {:.3f}"}
+    formats = {
+        "loss": "loss {:.3f}",
+        "lr": "lr {:.1e}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+        "val_loss": "val {:.3f}",
+    }
     return "  ".join(form.format(metrics[name]) for name, form in formats.items() if metrics.get(name) is not None)
 
 
@@ -60,7 +64,14 @@ class Bar:
     def __init__(self, name: str) -> None:
         from rich.console import Console
         from rich.markup import escape
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -137,7 +148,7 @@ class Watch:
                     self._display.show(self._metrics)
 
     def _read(self) -> bool:
-        lines, self._offset = new_lines(self._task.files.metrics, self._offset)
+        lines, self._offset = json_lines(self._task.files.metrics, self._offset)
         for line in lines:
-            self._metrics |= json.loads(line)
+            self._metrics |= line
         return bool(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,9 @@ def import_path() -> list[str]:
     others = [
         os.path.abspath(entry)
         for entry in sys.path
-        if not entry.startswith(own) and "site-packages" not in entry and not entry.endswith(".zip")
+        if not entry.startswith(own)
+        and not re.search(r"(site|dist)-packages|\.zip$", entry)
+        and os.path.exists(entry or ".")
     ]
     return list(dict.fromkeys([str(script_folder()), *others]))
 

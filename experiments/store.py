@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from executors.base import Failure, Status
-from experiments.logs import new_lines
+from experiments.logs import json_lines
 from experiments.owner import alive, this_process
 from launcher.errors import StoreError, nearest
 from launcher.worker import JobFiles, write_json
@@ -70,7 +70,7 @@ class TaskRecord:
 
     def events(self) -> list[dict[str, Any]]:
         """Every event so far, oldest first; a line that was being written when a launcher died is not one."""
-        return [json.loads(line) for line in new_lines(self.folder / "events.jsonl")[0]]
+        return json_lines(self.folder / "events.jsonl")[0]
 
     @property
     def status(self) -> Status:
@@ -90,7 +90,7 @@ class TaskRecord:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl so far."""
-        return [json.loads(line) for line in new_lines(self.files.metrics)[0]]
+        return json_lines(self.files.metrics)[0]
 
     def result(self) -> Any:
         """What rank 0 returned, where JSON could hold it; else None."""
@@ -195,10 +195,12 @@ class Store:
         if re.fullmatch(r"[a-z0-9-]{1,80}", query) and (self.folder / query / "experiment.json").exists():
             return self.read(self.folder / query)
         known = list(self.all())
-        for matches in (lambda name: name == query, lambda name: bool(query) and name.startswith(query)):
-            for record in known:
-                if matches(record.title) or matches(record.id):
-                    return record
+        for record in known:
+            if query in (record.id, record.title):
+                return record
+        for record in known:
+            if query and (record.id.startswith(query) or record.title.startswith(query)):
+                return record
         names = [name for record in known for name in (record.id, record.title)]
         raise StoreError(
             f"there is no experiment {query!r} in {self.folder}",

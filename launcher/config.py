@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,17 +20,18 @@ import fiddle
 from fiddle import history
 
 from launcher import typecheck
-from launcher.errors import ConfigError, nearest
+from launcher.errors import ConfigError, LaunchError, nearest
+from launcher.worker import LOADING
 
 T = TypeVar("T")
 
 history.add_exclude_location(__file__)  # the line that set a value is the caller's, not ours
 
 
-class _Lazy:
-    """What Config and Partial add to fiddle's."""
+class Call(fiddle.Buildable[T]):  # type: ignore[misc]  # fiddle has no types
+    """What Config and Partial share: fiddle's Buildable, with our own defaults and errors."""
 
-    def __init__(self, target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, target: Callable[..., T], /, *args: Any, **kwargs: Any) -> None:
         if isinstance(target, fiddle.Buildable):
             raise ConfigError(f"{target!r} is a configuration already", where=_caller(), hint="copy.deepcopy(it)")
         if not callable(target):
@@ -46,11 +48,11 @@ class _Lazy:
         except TypeError as error:
             raise ConfigError(f"{_name(target)} does not take these arguments: {error}", where=_caller()) from None
         for name, default in _defaults(target, parameters):
-            if name not in fiddle.ordered_arguments(self):  # type: ignore[arg-type]
+            if name not in fiddle.ordered_arguments(self):
                 super().__setattr__(name, default)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not self.__signature_info__.has_var_keyword:  # type: ignore[attr-defined]
+        if not self.__signature_info__.has_var_keyword:
             _require(name, fiddle.get_callable(self), list(_parameters(self)))
         super().__setattr__(name, _owned(value, {}))
 
@@ -58,7 +60,7 @@ class _Lazy:
         if name.startswith("__"):
             raise AttributeError(name)
         try:
-            return super().__getattr__(name)  # type: ignore[misc]
+            return super().__getattr__(name)
         except (AttributeError, ValueError):
             pass
         target, parameters = fiddle.get_callable(self), _parameters(self)
@@ -67,14 +69,14 @@ class _Lazy:
         raise ConfigError(f"{_name(target)}.{name} is not set", where=_caller())
 
 
-class Config(_Lazy, fiddle.Config[T]):
+class Config(Call[T], fiddle.Config[T]):  # type: ignore[misc]
     """A call of `target` that is made when the task runs: `run.Config(Trainer, max_steps=100)`.
 
     A Config used in two places builds one object. Raises ConfigError for a name that `target` does not take.
     """
 
 
-class Partial(_Lazy, fiddle.Partial[T]):
+class Partial(Call[T], fiddle.Partial[T]):  # type: ignore[misc]
     """A task: `target` with its arguments bound, called when it runs: `run.Partial(finetune, model=..., data=...)`."""
 
 
@@ -206,13 +208,13 @@ def _copied(value: Any) -> Any:
 
 def _defaults(target: Any, parameters: Any) -> Iterator[tuple[str, Any]]:
     """The defaults that could be changed in place: each recipe gets its own, as Configs where they are dataclasses."""
-    factories = {}
+    factories: dict[str, Any] = {}
     if dataclasses.is_dataclass(target):
         factories = {field.name: field.default_factory for field in dataclasses.fields(target)}
     for name, parameter in parameters.items():
         default = parameter.default
         if factories.get(name, dataclasses.MISSING) is not dataclasses.MISSING:
-            default = factories[name]()  # type: ignore[misc]
+            default = factories[name]()
         elif default is parameter.empty:
             continue
         own = _owned(_copied(default), {})
@@ -268,13 +270,22 @@ def clone(config: Any) -> Any:
 
 
 def check_task(task: Any) -> None:
-    """Check that something can be run, and every value in it (see `check`). Raises ConfigError."""
-    if not isinstance(task, Config | Partial):
-        hint = f"run.Partial({_name(task)}, ...)" if callable(task) else None
-        raise ConfigError(f"{_show(task)} is not a task: a task is a run.Partial or a run.Config", hint=hint)
+    """Refuse what cannot be run: anything but a Config or a Partial, a wrong value in it (see `check`).
+
+    Raises ConfigError; LaunchError where a launch script without a guard is being loaded by its own job.
+    """
+    task_name(task)
+    if script := os.environ.get(LOADING):
+        raise LaunchError(
+            f"{script} launches while a job is loading it: it would launch itself for ever",
+            hint='put the launch under `if __name__ == "__main__":`',
+        )
     check(task)
 
 
 def task_name(task: Any) -> str:
-    """The name a task has by itself: that of what it calls."""
+    """The name a task has by itself: that of what it calls. Raises ConfigError for what is not a task."""
+    if not isinstance(task, Call):
+        hint = f"run.Partial({_name(task)}, ...)" if callable(task) else None
+        raise ConfigError(f"{_show(task)} is not a task: a task is a run.Partial or a run.Config", hint=hint)
     return _name(fiddle.get_callable(task)).rpartition(".")[2]

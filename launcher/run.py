@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 if TYPE_CHECKING:
     from executors.base import Executor
     from experiments.experiment import Result
-    from launcher.config import Config, Partial
+    from launcher.config import Call
 
 T = TypeVar("T")
 
 
 @overload
-def run(task: Partial[T] | Config[T], executor: None = None, *, direct: Literal[True]) -> T: ...
+def run(task: Call[T], executor: None = None, *, direct: Literal[True]) -> T: ...
 @overload
 def run(
-    task: Partial[Any] | Config[Any],
+    task: Call[Any],
     executor: Executor | None = None,
     *,
     direct: Literal[False] = False,
@@ -24,7 +24,7 @@ def run(
     progress: bool | None = None,
 ) -> Result: ...
 def run(
-    task: Partial[Any] | Config[Any],
+    task: Call[Any],
     executor: Executor | None = None,
     *,
     direct: bool = False,
@@ -45,9 +45,8 @@ def run(
         return _run_here(task, executor)
     from executors.local import LocalExecutor
     from experiments.experiment import Experiment
-    from launcher.config import check_task, task_name
+    from launcher.config import task_name
 
-    check_task(task)
     with Experiment(task_name(task) if name is None else name) as experiment:
         experiment.add(task, executor=executor or LocalExecutor())
         [result] = experiment.run(progress=progress)

@@ -163,7 +163,8 @@ class _Encoder:
 
 def _arguments(config: Any) -> dict[int | str, Any]:
     """All arguments, defaults among them: what is saved shows every value, and outlives a default that changes."""
-    return fiddle.ordered_arguments(config, include_defaults=True)
+    found: dict[int | str, Any] = fiddle.ordered_arguments(config, include_defaults=True)
+    return found
 
 
 def reference(target: Any, path: str = "", set_at: str | None = None) -> str | dict[str, str]:
@@ -225,7 +226,9 @@ def _readable(value: Any, memo: dict[int, Any]) -> Any:
             shown["_partial_"] = True
         shown |= {str(key): _readable(item, memo) for key, item in _arguments(value).items()}
     elif isinstance(value, dict):
-        shown = {_readable(key, memo) if _is_scalar(key) else str(key): _readable(item, memo) for key, item in value.items()}
+        shown = {
+            _readable(key, memo) if _is_scalar(key) else str(key): _readable(item, memo) for key, item in value.items()
+        }
         memo[id(value)] = shown
     elif isinstance(value, list | tuple):
         shown = memo[id(value)] = [_readable(item, memo) for item in value]
@@ -245,6 +248,8 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _label(value: Any) -> str:
-    if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
-        return f"{value.__module__}:{value.__qualname__}"
-    return str(value)
+    try:
+        found = reference(value)
+    except SerializationError:
+        return str(value)
+    return found if isinstance(found, str) else f"{found['file']}:{found['name']}"

@@ -24,7 +24,7 @@ def hints(target: Any) -> dict[str, Any]:
         # A dataclass's fields, else the constructor's parameters; each class's names mean what its module says.
         if "__dataclass_fields__" in target.__dict__:
             for base in reversed(target.__mro__):
-                found |= _resolve(base.__dict__.get("__annotations__", {}), vars(sys.modules[base.__module__]))
+                found |= _resolve(inspect.get_annotations(base), vars(sys.modules[base.__module__]))
             return found
         target = target.__init__  # type: ignore[misc]
     target = inspect.unwrap(target)
@@ -32,7 +32,7 @@ def hints(target: Any) -> dict[str, Any]:
 
 
 def _resolve(annotations: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, annotation in annotations.items():
         holder = types.SimpleNamespace(__annotations__={name: annotation})
         try:
