@@ -46,6 +46,8 @@ def _resolve(annotations: dict[str, Any], names: dict[str, Any]) -> dict[str, An
 def matches(value: Any, hint: Any) -> bool:
     """Whether `value` fits `hint`; True where that cannot be told."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
     if hint is None:
         return value is None
     if origin in (Union, types.UnionType):
