@@ -31,7 +31,7 @@ else:
 
     def __getattr__(name):
         if name not in _HOMES:
-            raise AttributeError(f"module 'launcher' has no attribute {name!r}; it has {', '.join(dir())}")
+            raise AttributeError(f"module 'launcher' has no attribute {name!r}; it has {', '.join(__dir__())}")
         import importlib
 
         value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)

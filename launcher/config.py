@@ -12,7 +12,7 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +36,7 @@ class Call(fiddle.Buildable[T]):  # type: ignore[misc]  # fiddle has no types
             raise ConfigError(f"{target!r} is a configuration already", where=_caller(), hint="copy.deepcopy(it)")
         if not callable(target):
             raise ConfigError(f"{target!r} is neither a function nor a class", where=_caller())
-        parameters = inspect.signature(target).parameters
+        parameters = _signature(target)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             for name in kwargs:
                 _require(name, target, list(parameters))
@@ -68,6 +68,10 @@ class Call(fiddle.Buildable[T]):  # type: ignore[misc]  # fiddle has no types
             _require(name, target, [*parameters])
         raise ConfigError(f"{_name(target)}.{name} is not set", where=_caller())
 
+    def __eq__(self, other: object) -> bool:
+        """The same call with equal arguments, defaults among them, and the same things shared; NaN equals NaN."""
+        return isinstance(other, Call) and _equal(self, other, {}, {})
+
 
 class Config(Call[T], fiddle.Config[T]):  # type: ignore[misc]
     """A call of `target` that is made when the task runs: `run.Config(Trainer, max_steps=100)`.
@@ -93,8 +97,8 @@ def _build(value: Any, memo: dict[int, Any]) -> Any:
         return memo[id(value)]
     built: Any
     if isinstance(value, fiddle.Buildable):
-        arguments = {key: _build(argument, memo) for key, argument in fiddle.ordered_arguments(value).items()}
-        args, kwargs = value.__signature_info__.transform_to_args_kwargs(arguments)
+        given = {key: _build(argument, memo) for key, argument in fiddle.ordered_arguments(value).items()}
+        args, kwargs = value.__signature_info__.transform_to_args_kwargs(given)
         target = fiddle.get_callable(value)
         built = functools.partial(target, *args, **kwargs) if isinstance(value, Partial) else target(*args, **kwargs)
     elif type(value) in (list, tuple, set, frozenset):
@@ -115,8 +119,8 @@ def check(task: Any) -> None:
     seen: set[int] = set()
     for path, config, is_task in _walk(task, "", seen, True):
         hints = typecheck.hints(fiddle.get_callable(config))
-        arguments = fiddle.ordered_arguments(config)
-        for key, value in arguments.items():
+        given = fiddle.ordered_arguments(config)
+        for key, value in given.items():
             if key in hints and not typecheck.matches(value, hints[key]):
                 raise ConfigError(
                     f"{path}{key} is {_show(value)}, but {_name(fiddle.get_callable(config))} takes "
@@ -130,7 +134,7 @@ def check(task: Any) -> None:
             if (
                 parameter.default is parameter.empty
                 and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-                and name not in arguments
+                and name not in given
             ):
                 raise ConfigError(
                     f"{path}{name} is missing: {_name(fiddle.get_callable(config))} requires it",
@@ -145,6 +149,31 @@ def where(config: Any, name: str | int) -> str | None:
         return None
     location = entries[-1].location
     return _place(location.filename, location.line_number)
+
+
+def arguments(config: Any) -> dict[int | str, Any]:
+    """Every argument of a Config or Partial, defaults among them, by name (by position where it has no name)."""
+    found: dict[int | str, Any] = fiddle.ordered_arguments(config, include_defaults=True)
+    return found
+
+
+def _equal(one: Any, other: Any, there: dict[int, int], back: dict[int, int]) -> bool:
+    """Equality that sees sharing: `there` and `back` pair what has been met in one with what stood in the other."""
+    if type(one) is not type(other):
+        return not isinstance(one, Call) and not isinstance(other, Call) and bool(one == other)
+    if not isinstance(one, Call | list | dict | tuple):
+        return bool(one == other or (one != one and other != other))
+    if not isinstance(one, tuple):
+        if id(one) in there or id(other) in back:
+            return there.get(id(one)) == id(other) and back.get(id(other)) == id(one)
+        there[id(one)], back[id(other)] = id(other), id(one)
+    if isinstance(one, Call):
+        if fiddle.get_callable(one) != fiddle.get_callable(other):
+            return False
+        one, other = arguments(one), arguments(other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key], there, back) for key in one)
+    return len(one) == len(other) and all(_equal(a, b, there, back) for a, b in zip(one, other, strict=True))
 
 
 def _walk(value: Any, path: str, seen: set[int], is_task: bool) -> Iterator[tuple[str, Any, bool]]:
@@ -189,7 +218,7 @@ def _owned(value: Any, memo: dict[int, Any]) -> Any:
 
 def _from_instance(value: Any, memo: dict[int, Any]) -> Any:
     taken = {field.name for field in dataclasses.fields(value) if field.init}
-    for name, parameter in inspect.signature(type(value)).parameters.items():
+    for name, parameter in _signature(type(value)).items():
         if name not in taken and parameter.default is parameter.empty:
             cls = type(value).__name__
             raise ConfigError(
@@ -206,7 +235,7 @@ def _copied(value: Any) -> Any:
     return copy.deepcopy(value) if type(value) in (list, dict, set) else value
 
 
-def _defaults(target: Any, parameters: Any) -> Iterator[tuple[str, Any]]:
+def _defaults(target: Any, parameters: Mapping[str, inspect.Parameter]) -> Iterator[tuple[str, Any]]:
     """The defaults that could be changed in place: each recipe gets its own, as Configs where they are dataclasses."""
     factories: dict[str, Any] = {}
     if dataclasses.is_dataclass(target):
@@ -220,6 +249,13 @@ def _defaults(target: Any, parameters: Any) -> Iterator[tuple[str, Any]]:
         own = _owned(_copied(default), {})
         if isinstance(own, fiddle.Buildable | list | dict | set) or own is not default:
             yield name, own
+
+
+def _signature(target: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:  # a builtin such as dict, which says nothing of its arguments
+        return inspect.signature(target.__call__).parameters
 
 
 def _parameters(config: Any) -> dict[str, inspect.Parameter]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import fiddle
 
-from launcher.config import Config, Partial, where
+from launcher.config import Config, Partial, arguments, where
 from launcher.errors import SerializationError
 from launcher.worker import SCRIPT_MODULE, Reader
 
@@ -69,19 +69,15 @@ class _Encoder:
         self._open: set[int] = set()
 
     def count(self, value: Any) -> None:
-        """Find what stands in more than one place. Only what has an identity worth keeping is counted."""
-        if not isinstance(value, fiddle.Buildable | list | dict | set | frozenset | tuple | Path) or value == ():
+        """Find what stands in more than one place. What cannot be changed has no identity worth keeping."""
+        if not isinstance(value, fiddle.Buildable | list | dict | set | tuple):
             return
-        self._seen[id(value)] = self._seen.get(id(value), 0) + 1
-        if self._seen[id(value)] > 1:
-            return
-        if isinstance(value, fiddle.Buildable):
-            items = list(_arguments(value).values())
-        elif isinstance(value, dict):
-            items = [*value.keys(), *value.values()]
-        else:
-            items = [] if isinstance(value, Path) else list(value)
-        for item in items:
+        if not isinstance(value, tuple):
+            self._seen[id(value)] = self._seen.get(id(value), 0) + 1
+            if self._seen[id(value)] > 1:
+                return
+        inner = arguments(value) if isinstance(value, fiddle.Buildable) else value
+        for item in inner.values() if isinstance(inner, dict) else inner:
             self.count(item)
 
     def node(self, value: Any, path: str, set_at: str | None) -> Any:
@@ -102,7 +98,7 @@ class _Encoder:
         if value is None or kind in (bool, int, str):
             return value
         if kind is float:
-            return value if math.isfinite(value) else {"$float": repr(value)}
+            return value if math.isfinite(value) else {"$float": repr(value)}  # JSON itself has no NaN
         if isinstance(value, fiddle.Buildable):
             return self._call(value, path)
         if kind is list:
@@ -144,7 +140,7 @@ class _Encoder:
         positional = []
         named = {}
         explicit = fiddle.ordered_arguments(config)
-        for key, value in _arguments(config).items():
+        for key, value in arguments(config).items():
             inner = f"{path}.{key}" if path else str(key)
             try:
                 encoded = self.node(value, inner, where(config, key))
@@ -159,12 +155,6 @@ class _Encoder:
         if positional:
             node["positional"] = positional
         return {**node, "args": named}
-
-
-def _arguments(config: Any) -> dict[int | str, Any]:
-    """All arguments, defaults among them: what is saved shows every value, and outlives a default that changes."""
-    found: dict[int | str, Any] = fiddle.ordered_arguments(config, include_defaults=True)
-    return found
 
 
 def reference(target: Any, path: str = "", set_at: str | None = None) -> str | dict[str, str]:
@@ -202,7 +192,7 @@ def reference(target: Any, path: str = "", set_at: str | None = None) -> str | d
     if module_name == "__main__" and spec is not None:  # python -m package.module
         return f"{spec.name}:{qualname}"
     file = getattr(module, "__file__", None)
-    if file is None:
+    if file is None or not Path(file).is_file():
         raise SerializationError(
             f"{subject} is {qualname}, which was typed into an interactive session", where=set_at, hint="a file"
         )
@@ -224,7 +214,7 @@ def _readable(value: Any, memo: dict[int, Any]) -> Any:
         shown = memo[id(value)] = {"_target_": _label(fiddle.get_callable(value))}
         if isinstance(value, Partial):
             shown["_partial_"] = True
-        shown |= {str(key): _readable(item, memo) for key, item in _arguments(value).items()}
+        shown |= {str(key): _readable(item, memo) for key, item in arguments(value).items()}
     elif isinstance(value, dict):
         shown = {
             _readable(key, memo) if _is_scalar(key) else str(key): _readable(item, memo) for key, item in value.items()

@@ -9,6 +9,14 @@ from typing import Any
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def launcher_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state folder of the test's own: no test writes into a person's."""
+    home = tmp_path / "launcher_home"
+    monkeypatch.setenv("GEMMA_LAUNCHER_HOME", str(home))
+    return home
+
+
 @pytest.fixture(scope="session")
 def hf_gemma3_270m() -> Path:
     """The real Gemma 3 270M as a Hugging Face folder; never to be written to."""

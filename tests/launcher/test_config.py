@@ -1,0 +1,167 @@
+"""Config and Partial: changing one recipe changes no other, and mistakes are found where they are made."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_tasks import Opaque, Optimizer, Precision, Schedule, Trainer, anything, train
+
+from launcher.config import Config, Partial, build, check, check_task, clone, task_name, where
+from launcher.errors import ConfigError
+
+HERE = Path(__file__).name
+
+
+def recipe() -> Any:
+    return Partial(train, trainer=Config(Trainer))
+
+
+def test_dataclass_defaults_become_configs_of_their_own() -> None:
+    first, second = recipe(), recipe()
+    first.optim.lr = 5e-5
+    first.optim.schedule.warmup_steps = 3
+    first.trainer.modules.append("linear_proj")
+    assert (second.optim.lr, second.optim.schedule.warmup_steps) == (1e-4, 10)
+    assert second.trainer.modules == ["linear_qkv"]
+    assert (Optimizer().lr, Trainer().modules) == (1e-4, ["linear_qkv"])
+    assert build(first)()["lr"] == 5e-5
+
+
+def test_a_given_dataclass_becomes_a_config_and_stays_the_givers() -> None:
+    mine = Trainer(modules=["a"])
+    config: Any = Partial(train, trainer=mine)
+    config.trainer.max_steps = 7
+    config.trainer.modules.append("b")
+    assert (mine.max_steps, mine.modules) == (100, ["a"])
+    config.optim = Optimizer(schedule=Schedule(min_lr=0.5))
+    assert config.optim.schedule.min_lr == 0.5
+    config.shared = [Schedule(), {"x": Schedule()}]
+    config.shared[1]["x"].warmup_steps = 1
+    assert build(config.shared)[1]["x"] == Schedule(warmup_steps=1)
+
+
+def test_one_instance_given_twice_is_one_object() -> None:
+    trainer = Trainer()
+    assert build(Partial(train, trainer=trainer, shared=trainer))()["same"]
+    config = Config(Trainer)
+    assert build(Partial(train, trainer=config, shared=config))()["same"]
+    assert not build(Partial(train, trainer=Config(Trainer), shared=Config(Trainer)))()["same"]
+    assert build(clone(Partial(train, trainer=config, shared=config)))()["same"]
+
+
+def test_clone_shares_nothing() -> None:
+    first = recipe()
+    second = clone(first)
+    second.trainer.max_steps = 1
+    second.trainer.modules.append("x")
+    assert (first.trainer.max_steps, first.trainer.modules) == (100, ["linear_qkv"])
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said", "hint"),
+    [
+        (lambda: setattr(recipe().trainer, "max_stps", 1), "Trainer has no parameter 'max_stps'", "max_steps"),
+        (lambda: recipe().optim.schedule.warmup, "Schedule has no parameter 'warmup'", "warmup_steps"),
+        (lambda: Config(Trainer, max_step=1), "Trainer has no parameter 'max_step'", "max_steps"),
+        (lambda: setattr(recipe(), "trainr", 1), "train has no parameter 'trainr'", "trainer"),
+    ],
+)
+def test_a_misspelt_name_names_the_nearest_and_the_line(wrong: Any, said: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        wrong()
+    assert said in caught.value.message
+    assert repr(hint) in (caught.value.hint or "")
+    assert HERE in (caught.value.where or "")
+
+
+def test_a_required_value_that_is_not_set_cannot_be_read_or_run() -> None:
+    config: Any = Partial(train)
+    with pytest.raises(ConfigError, match=r"train\.trainer is not set"):
+        config.trainer  # noqa: B018
+    with pytest.raises(ConfigError, match="trainer is missing: train requires it") as caught:
+        check(config)
+    assert HERE in (caught.value.where or "")
+
+
+def test_hasattr_and_copy_protocols_still_work() -> None:
+    assert not hasattr(recipe(), "nothing")
+    assert not hasattr(recipe(), "__len__")
+
+
+def test_where_is_the_line_that_set_it_last() -> None:
+    config = recipe()
+    config.trainer.max_steps = 1
+    config.trainer.max_steps = "abc"
+    line = int((where(config.trainer, "max_steps") or ":0").rpartition(":")[2])
+    assert 'max_steps = "abc"' in Path(__file__).read_text().splitlines()[line - 1]
+    with pytest.raises(ConfigError) as caught:
+        check(config)
+    assert str(caught.value).splitlines() == [
+        "trainer.max_steps is 'abc' (str), but Trainer takes int",
+        f"  set at: {where(config.trainer, 'max_steps')}",
+    ]
+
+
+def test_wrong_values_deep_in_containers_are_found() -> None:
+    config = recipe()
+    config.shared = {"inner": [Config(Trainer, max_steps=1.5)]}
+    with pytest.raises(ConfigError, match=r"^shared\['inner'\]\[0\]\.max_steps is 1.5 \(float\)"):
+        check(config)
+
+
+def test_right_values_pass() -> None:
+    config = recipe()
+    config.trainer.folder = Path("x")
+    config.trainer.precision = Precision.FP32
+    config.optim.lr = 1
+    config.scale = 2
+    check(config)
+
+
+def test_what_is_no_task_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is not a task") as caught:
+        check_task(train)
+    assert caught.value.hint == "run.Partial(train, ...)"
+    with pytest.raises(ConfigError, match="is not a task"):
+        check_task(3)
+    with pytest.raises(ConfigError, match="neither a function nor a class"):
+        Config(3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a configuration already"):
+        Config(Config(Trainer))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="does not take these arguments"):
+        Config(Trainer, 1)
+    assert task_name(recipe()) == "train"
+
+
+def test_build_keeps_positions_names_and_the_users_exception() -> None:
+    assert build(Partial(anything, 1, Config(Schedule), key=(Config(Schedule),)))() == [1, Schedule(), (Schedule(),)]
+    live = Opaque()
+    assert build(Config(anything, live)) == [live]
+
+    class Odd(Exception):
+        def __init__(self, a: int, b: int) -> None:
+            super().__init__(a, b)
+
+    def fails() -> None:
+        raise Odd(1, 2)
+
+    with pytest.raises(Odd) as caught:
+        build(Config(anything, Config(fails)))
+    assert type(caught.value) is Odd
+    assert str(caught.value) == "(1, 2)"
+
+
+def test_equality() -> None:
+    assert Config(Trainer) == Config(Trainer, max_steps=100)
+    assert Config(Trainer) != Partial(Trainer)
+    assert Config(Trainer) != Config(Schedule)
+    assert Config(Trainer) != Trainer()
+    assert Config(Schedule, min_lr=math.nan) == Config(Schedule, min_lr=math.nan)
+    assert Config(anything, [1, (2, {"a": 3})]) == Config(anything, [1, (2, {"a": 3})])
+    assert Config(anything, [1, (2, {"a": 3})]) != Config(anything, [1, (2, {"a": 4})])
+    shared = Config(Trainer)
+    assert Config(anything, shared, shared) == clone(Config(anything, shared, shared))
+    assert Config(anything, shared, shared) != Config(anything, Config(Trainer), Config(Trainer))
+    assert Config(anything, Config(Trainer), Config(Trainer)) != Config(anything, shared, shared)

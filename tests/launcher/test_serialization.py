@@ -1,0 +1,200 @@
+"""Our JSON is exact: what is read back equals what was saved, with the same things shared."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_tasks
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sample_tasks import Opaque, Precision, Schedule, Trainer, anything, train
+
+from launcher.config import Config, Partial, build
+from launcher.errors import SerializationError
+from launcher.serialization import dumps, encode, loads, to_yaml
+from launcher.worker import Reader
+
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.sampled_from([Precision.BF16, train, Trainer, len, Path("a"), Path("/b c/ü")])
+)
+keys = st.text() | st.integers() | st.booleans() | st.sampled_from(["$config", "$", Precision.FP32, Path("k")])
+hashable = st.none() | st.booleans() | st.integers() | st.text()
+
+
+def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    named = st.dictionaries(st.sampled_from(["a", "b_c", "ünï"]), inner, max_size=2)
+    return st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(keys, inner, max_size=3),
+        st.sets(hashable, max_size=3),
+        st.frozensets(hashable, max_size=3),
+        st.builds(lambda given: Config(anything, **given), named),
+        st.builds(lambda given: Partial(anything, *given.values(), **given), named),
+        st.builds(lambda value: [value, {"again": value}], inner),  # shared
+        st.builds(lambda value: Config(train, trainer=Config(Trainer), shared=value), inner),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.recursive(leaves, containers, max_leaves=12))
+def test_what_is_read_back_equals_what_was_saved(value: Any) -> None:
+    config = Config(anything, value, value=value)
+    text = dumps(config)
+    assert loads(text) == config
+    assert dumps(loads(text)) == text
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.recursive(leaves, containers, max_leaves=12))
+def test_the_worker_builds_what_this_process_builds(value: Any) -> None:
+    config = Config(anything, value, value=value)
+    built, expected = Reader().read(json.loads(json.dumps(encode(config)))), build(config)
+    assert repr(built).partition(" at 0x")[0] == repr(expected).partition(" at 0x")[0]
+    assert [type(item) for item in built] == [type(item) for item in expected]
+
+
+def test_numbers_keep_their_kind() -> None:
+    for value in (1, 1.0, True, -0.0, 1e300, 0.1, 2**70):
+        read = loads(dumps(value))
+        assert (type(read), repr(read)) == (type(value), repr(value))
+    read = loads(dumps([math.nan, math.inf, -math.inf]))
+    assert math.isnan(read[0])
+    assert read[1:] == [math.inf, -math.inf]
+    json.loads(dumps([math.nan]), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_sharing_is_kept_and_not_invented() -> None:
+    trainer, names = Config(Trainer), ["a"]
+    config: Any = Partial(anything, trainer, trainer, Config(Trainer), names, names, ["a"])
+    read = loads(dumps(config))
+    assert read[0] is read[1]
+    assert read[0] is not read[2]
+    assert read[3] is read[4]
+    assert read[3] is not read[5]
+
+
+def test_every_value_is_in_the_file_defaults_too() -> None:
+    node = encode(Partial(train, trainer=Config(Trainer)))
+    assert node["args"]["trainer"]["args"]["max_steps"] == 100
+    assert node["args"]["optim"]["args"]["schedule"]["args"]["warmup_steps"] == 10
+    assert node["args"]["scale"] == 1.0
+
+
+def test_a_dtype_is_saved_by_name_and_torch_is_not_imported_for_the_rest() -> None:
+    torch = pytest.importorskip("torch")
+    assert encode([torch.bfloat16]) == [{"$dtype": "torch.bfloat16"}]
+    assert loads(dumps(torch.float32)) is torch.float32
+
+
+def local_function() -> Any:
+    def inner() -> None: ...
+
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "hint"),
+    [
+        (Opaque(), "is a live object of sample_tasks.Opaque", "run.Config(Opaque, ...)"),
+        (lambda: 1, "is a lambda", "def, at top level"),
+        (local_function(), "is local to a function", "move it to the top level of its file"),
+        (Opaque().__str__, "is a live object of builtins.method-wrapper", "run.Config(method-wrapper, ...)"),
+    ],
+)
+def test_what_cannot_be_found_again_is_refused_with_its_line(value: Any, said: str, hint: str | None) -> None:
+    config: Any = Partial(train, trainer=Config(Trainer))
+    config.shared = [value]
+    with pytest.raises(SerializationError) as caught:
+        dumps(config)
+    assert caught.value.message.startswith("shared[0] ")
+    assert said in caught.value.message
+    assert Path(__file__).name in (caught.value.where or "")
+    assert caught.value.hint == hint
+
+
+def test_a_name_that_means_something_else_now_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = sample_tasks.leave
+    monkeypatch.setattr(sample_tasks, "leave", sample_tasks.anything)
+    with pytest.raises(SerializationError, match="is something else"):
+        encode(Partial(old))
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(SerializationError, match="contains itself"):
+        dumps(loop)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not a configuration"),
+        ("[]", "not a configuration"),
+        ("{}", "not a configuration"),
+        ('{"version": 99, "value": 1}', "of version 99"),
+        ('{"version": 1, "value": {"$config": "nowhere:f", "args": {}}}', "No module named 'nowhere'"),
+        ('{"version": 1, "value": {"$config": "sample_tasks:gone", "args": {}}}', "has no attribute 'gone'"),
+    ],
+)
+def test_a_bad_document_is_refused(text: str, said: str) -> None:
+    with pytest.raises(SerializationError, match=said):
+        loads(text)
+
+
+def test_the_launch_scripts_own_functions_travel_as_file_and_name(tmp_path: Path) -> None:
+    script = tmp_path / "a script's.py"
+    script.write_text(
+        "from launcher.config import Partial\nfrom launcher.serialization import encode, loads, dumps\n"
+        "def task(): ...\n"
+        "print(encode(Partial(task))['$partial'])\nassert loads(dumps(Partial(task))) == Partial(task)\n"
+    )
+    shown = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == str({"file": str(script.resolve()), "name": "task"})
+    piped = subprocess.run([sys.executable], input=script.read_text(), capture_output=True, text=True, check=False)
+    assert "typed into an interactive session" in piped.stderr
+
+
+def test_yaml_is_for_people() -> None:
+    config: Any = Partial(train, trainer=Config(Trainer, folder=Path("/x")))
+    config.shared = {"ünï": (1, {2}), "enum": Precision.BF16, "fn": train, 3: config.trainer}
+    text = to_yaml(config)
+    assert "ünï" in text
+    assert yaml.safe_load(text) == {
+        "_target_": "sample_tasks:train",
+        "_partial_": True,
+        "trainer": {
+            "_target_": "sample_tasks:Trainer",
+            "max_steps": 100,
+            "folder": "/x",
+            "precision": "Precision.BF16",
+            "accelerator": "gpu",
+            "modules": ["linear_qkv"],
+            "extra": {},
+        },
+        "optim": {
+            "_target_": "sample_tasks:Optimizer",
+            "lr": 0.0001,
+            "betas": [0.9, 0.95],
+            "schedule": {"_target_": "sample_tasks:Schedule", "warmup_steps": 10, "min_lr": 0.0},
+        },
+        "shared": {
+            "ünï": [1, [2]],
+            "enum": "Precision.BF16",
+            "fn": "sample_tasks:train",
+            3: yaml.safe_load(text)["trainer"],
+        },
+        "scale": 1.0,
+    }
+    assert Schedule().warmup_steps == 10

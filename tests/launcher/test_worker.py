@@ -1,0 +1,130 @@
+"""The worker, started by path as an executor starts it, without any of our packages."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_tasks
+
+from launcher import worker
+from launcher.config import Partial
+from launcher.serialization import encode
+from launcher.worker import JobFiles
+
+SAMPLES = str(Path(sample_tasks.__file__).parent)
+
+
+def run_worker(folder: Path, call: Any, *, sys_path: list[str] | None = None, **env: str) -> int:
+    """The exit status of one rank. `-S` (no site-packages): the worker has nothing but the standard library and what it is told."""
+    spec = {
+        "version": 1,
+        "experiment": "e-1",
+        "name": "t",
+        "sys_path": sys_path or [SAMPLES],
+        "code": None,
+        "call": call,
+    }
+    files = JobFiles(folder)
+    files.task.write_text(json.dumps(spec))
+    command = [sys.executable, "-S", str(Path(worker.__file__).resolve()), str(files.task)]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(command, env={**clean, **env}, check=False).returncode
+
+
+def test_result_and_output_lie_in_the_folder(tmp_path: Path) -> None:
+    assert (
+        run_worker(tmp_path, encode(Partial(sample_tasks.report_rank)), RANK="0", WORLD_SIZE="1", MASTER_PORT="7") == 0
+    )
+    files = JobFiles(tmp_path)
+    assert json.loads(files.result.read_text())["MASTER_PORT"] == "7"
+    assert files.stdout(0).read_text().startswith("RANK=0 WORLD_SIZE=1")
+    assert files.stderr(0).read_text() == "to stderr\n"
+    environment = json.loads(files.environment.read_text())
+    assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert environment["executable"] == sys.executable
+
+
+def test_only_rank_0_keeps_a_result(tmp_path: Path) -> None:
+    assert run_worker(tmp_path, encode(Partial(sample_tasks.report_rank)), RANK="1") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"task.json", "rank_1.out", "rank_1.err"}
+
+
+def test_a_failure_is_reported_without_the_workers_own_frames(tmp_path: Path) -> None:
+    call = encode(Partial(sample_tasks.end_badly, how="raise"))
+    assert run_worker(tmp_path, call, RANK="1") == 1
+    report = json.loads(JobFiles(tmp_path).failure(1).read_text())
+    assert (report["rank"], report["type"], report["message"]) == (1, "ValueError", "rank 1 gave up")
+    assert "sample_tasks.py" in report["traceback"]
+    assert "worker.py" not in report["traceback"]
+    assert report["traceback"] in JobFiles(tmp_path).stderr(1).read_text()
+
+
+@pytest.mark.parametrize(("code", "status"), [(None, 0), (0, 0), (7, 7), ("no such data", 1)])
+def test_system_exit_keeps_its_status(tmp_path: Path, code: Any, status: int) -> None:
+    assert run_worker(tmp_path, encode(Partial(sample_tasks.leave, code)), RANK="0") == status
+    assert JobFiles(tmp_path).failure(0).exists() == bool(status)
+
+
+def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
+    assert run_worker(tmp_path, {"$partial": "nowhere.at_all:f", "args": {}}, RANK="0") == 1
+    report = json.loads(JobFiles(tmp_path).failure(0).read_text())
+    assert (report["type"], report["message"]) == ("ModuleNotFoundError", "No module named 'nowhere'")
+
+
+def test_a_task_of_another_version_is_refused(tmp_path: Path) -> None:
+    task = {"version": 99, "experiment": "e", "sys_path": ["."], "call": None}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    subprocess.run([sys.executable, worker.__file__, str(tmp_path / "task.json")], check=False)
+    assert "version 99" in json.loads(JobFiles(tmp_path).failure(0).read_text())["message"]
+
+
+def test_what_json_cannot_hold_is_said_and_is_no_failure(tmp_path: Path) -> None:
+    assert run_worker(tmp_path, encode(Partial(sample_tasks.Opaque)), RANK="0") == 0
+    assert not JobFiles(tmp_path).result.exists()
+    assert "the return value (Opaque) is not kept" in JobFiles(tmp_path).stderr(0).read_text()
+
+
+def test_the_users_modules_are_found_and_ours_do_not_hide_them(tmp_path: Path) -> None:
+    """A user's own config.py, run.py or worker.py is theirs, although the worker's folder has such files too."""
+    for name in ("config", "run", "worker", "errors"):
+        (tmp_path / f"{name}.py").write_text(f"def f():\n    return 'the user\\'s {name}'\n")
+    for name in ("config", "run", "worker", "errors"):
+        job = tmp_path / f"job_{name}"
+        job.mkdir()
+        assert run_worker(job, {"$partial": f"{name}:f", "args": {}}, sys_path=[str(tmp_path)], RANK="0") == 0
+        assert json.loads(JobFiles(job).result.read_text()) == f"the user's {name}"
+
+
+def test_secrets_reach_the_task_and_nothing_that_is_written(tmp_path: Path) -> None:
+    JobFiles(tmp_path).secrets.write_text(json.dumps({"HF_TOKEN": "hf_abcdef"}))
+    assert run_worker(tmp_path, encode(Partial(sample_tasks.echo_variable, "HF_TOKEN")), RANK="0") == 0
+    assert json.loads(JobFiles(tmp_path).result.read_text()) == "fedcba_fh"
+    assert run_worker(tmp_path, encode(Partial(sample_tasks.fail_with_variable, "HF_TOKEN")), RANK="0") == 1
+    JobFiles(tmp_path).secrets.unlink()
+    written = "".join(path.read_text() for path in tmp_path.iterdir())
+    assert "cannot log in with (HF_TOKEN)" in written
+    assert "hf_abcdef" not in written
+
+
+def test_a_guarded_script_does_not_run_again_and_its_classes_work(tmp_path: Path) -> None:
+    script = tmp_path / "my-train.py"
+    script.write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass Point:\n    x: int\n"
+        "def task(point):\n    return [__name__, point == Point(3)]\n"
+        "if __name__ == '__main__':\n    raise SystemExit('ran again')\n"
+    )
+    point = {"$config": {"file": str(script), "name": "Point"}, "args": {"x": 3}}
+    call = {"$partial": {"file": str(script), "name": "task"}, "args": {"point": point}}
+    assert run_worker(tmp_path, call, RANK="0") == 0
+    assert json.loads(JobFiles(tmp_path).result.read_text()) == [worker.SCRIPT_MODULE, True]
+
+
+def test_a_crash_leaves_its_traceback(tmp_path: Path) -> None:
+    assert run_worker(tmp_path, encode(Partial(sample_tasks.end_badly, how="SIGSEGV")), RANK="1") == -11
+    text = JobFiles(tmp_path).stderr(1).read_text()
+    assert "Segmentation fault" in text
+    assert "in end_badly" in text
