@@ -124,6 +124,26 @@ def free_port() -> int:
         return port
 
 
+def end_strays(folder: Path) -> None:
+    """SIGKILL every process of a job that torchrun left behind: its ranks lead sessions that we do not know of.
+
+    They are known by the job's folder in the environment that they inherited. Linux only.
+    """
+    mark = f"{worker.JOB_DIR}={folder}".encode()
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            process = os.pidfd_open(int(entry.parent.name))
+        except OSError:  # ended meanwhile
+            continue
+        try:
+            if mark in entry.read_bytes().split(b"\0"):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+        except OSError:  # ended meanwhile, or another person's
+            continue
+        finally:
+            os.close(process)
+
+
 class LocalHandle(Handle):
     """The processes of one plan. A thread waits on each; the first to fail has the others ended."""
 
@@ -156,7 +176,8 @@ class LocalHandle(Handle):
             (self.plan.folder / name).write_text(text, encoding="utf-8")
         if self.plan.secrets:
             write_private(self._files.secrets, json.dumps(self.plan.secrets))
-        env = {**os.environ, "MASTER_PORT": str(free_port()), worker.PARENT: str(os.getpid()), **self.plan.env}
+        launched = {worker.PARENT: str(os.getpid()), worker.JOB_DIR: str(self.plan.folder)}
+        env = {**os.environ, "MASTER_PORT": str(free_port()), **launched, **self.plan.env}
         with open(self._files.launch_log, "ab") as log:
             for process in self.plan.processes:
                 self._processes.append(
@@ -185,6 +206,8 @@ class LocalHandle(Handle):
         if last:
             if self._deadline is not None:
                 self._deadline.cancel()
+            if rank is None:
+                end_strays(self.plan.folder)
             # Kept until now because every rank reads it; nothing will read it again.
             self._files.secrets.unlink(missing_ok=True)
             self.ended.set()

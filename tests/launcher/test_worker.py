@@ -19,7 +19,7 @@ SAMPLES = str(Path(sample_tasks.__file__).parent)
 
 
 def run_worker(folder: Path, call: Any, *, sys_path: list[str] | None = None, **env: str) -> int:
-    """The exit status of one rank. `-S` (no site-packages): the worker has nothing but the standard library and what it is told."""
+    """The exit status of one rank. `-S` (no site-packages): the worker has the standard library alone."""
     spec = {
         "version": 1,
         "experiment": "e-1",

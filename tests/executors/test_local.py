@@ -1,0 +1,209 @@
+"""LocalExecutor with real processes: ranks, failures, endings."""
+
+import json
+import os
+import select
+import socket
+import stat
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_tasks
+
+from executors.base import Handle, JobState, Plan, Status, Task
+from executors.local import LocalExecutor, free_port
+from launcher.config import Partial
+from launcher.errors import ExecutorError
+from launcher.serialization import encode
+from launcher.worker import JobFiles
+
+SAMPLES = str(Path(sample_tasks.__file__).parent)
+
+
+def plan(executor: LocalExecutor, folder: Path, task: Any) -> Plan:
+    spec = {"version": 1, "experiment": "e-1", "name": "t", "sys_path": [SAMPLES], "call": encode(task)}
+    return executor.plan(Task(name="t", folder=folder, spec=spec))
+
+
+def run(executor: LocalExecutor, folder: Path, task: Any) -> JobState:
+    [state] = executor.wait(executor.submit([plan(executor, folder, task)]))
+    return state
+
+
+class Held:
+    """A task whose ranks wait to be ended, once all of them do: their pids and those of their children."""
+
+    def __init__(self, executor: LocalExecutor, folder: Path, *, stubborn: bool = False) -> None:
+        fifo = folder / "fifo"
+        os.mkfifo(fifo)
+        keep = os.open(fifo, os.O_RDWR)  # so that reading never sees an end between two ranks
+        task = Partial(sample_tasks.hold, fifo=str(fifo), stubborn=stubborn)
+        self.handles: list[Handle] = executor.submit([plan(executor, folder, task)])
+        with os.fdopen(keep) as pipe:
+            self.pids = [int(pid) for _ in range(executor.ntasks_per_node) for pid in pipe.readline().split()]
+        self.watches = [os.pidfd_open(pid) for pid in self.pids]
+
+    def wait_until_gone(self) -> None:
+        """Returns when every process has ended; the deadline is there to fail by."""
+        for watch in self.watches:
+            ended, _, _ = select.select([watch], [], [], 30)
+            os.close(watch)
+            assert ended, f"one of {self.pids} outlived its task"
+
+
+def test_ranks_see_the_contract(tmp_path: Path) -> None:
+    state = run(
+        LocalExecutor(ntasks_per_node=2, env_vars={"MARK": "a b\n$(c)"}), tmp_path, Partial(sample_tasks.report_rank)
+    )
+    assert state == JobState(status=Status.SUCCEEDED)
+    files = JobFiles(tmp_path)
+    shown = json.loads(files.result.read_text())
+    assert {name: shown[name] for name in shown if name != "MASTER_PORT"} == {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MARK": "a b\n$(c)",
+    }
+    assert (
+        f"RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={shown['MASTER_PORT']}"
+        in (files.stdout(1).read_text())
+    )
+    assert files.stderr(1).read_text() == "to stderr\n"
+
+
+def test_torchrun_gives_its_ranks_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    executor = LocalExecutor(ntasks_per_node=2, launcher="torchrun", env_vars={"MARK": "m"})
+    assert run(executor, tmp_path, Partial(sample_tasks.report_rank)).status is Status.SUCCEEDED
+    shown = json.loads(JobFiles(tmp_path).result.read_text())
+    assert (shown["RANK"], shown["WORLD_SIZE"], shown["LOCAL_WORLD_SIZE"], shown["MARK"]) == ("0", "2", "2", "m")
+    assert "RANK=1" in JobFiles(tmp_path).stdout(1).read_text()
+
+
+SIGKILLED = "killed by SIGKILL (by kill -9, or for want of memory)"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "how", "cause", "shown"),
+    [
+        (None, "raise", "ValueError: rank 1 gave up", "in end_badly"),
+        (None, "exit", "SystemExit: 3", "sys.exit(3)"),
+        (None, "SIGSEGV", "killed by SIGSEGV", "in end_badly"),
+        (None, "SIGKILL", SIGKILLED, "last words"),
+        ("torchrun", "raise", "ValueError: rank 1 gave up", "in end_badly"),
+        ("torchrun", "SIGKILL", SIGKILLED, "last words"),
+    ],
+)
+def test_one_failing_rank_ends_the_others_and_is_named(
+    tmp_path: Path, launcher: Any, how: str, cause: str, shown: str
+) -> None:
+    executor = LocalExecutor(ntasks_per_node=3, launcher=launcher)
+    state = run(executor, tmp_path, Partial(sample_tasks.end_badly, how=how))
+    assert state.status is Status.FAILED
+    assert state.failure is not None
+    assert (state.failure.rank, state.failure.cause) == (1, cause)
+    assert shown in state.failure.traceback
+
+
+def test_a_failure_does_not_wait_for_a_rank_that_ignores_sigterm(tmp_path: Path) -> None:
+    executor = LocalExecutor(ntasks_per_node=2, grace=0.2)
+    held = Held(executor, tmp_path, stubborn=True)
+    os.kill(held.pids[2], 9)
+    [state] = executor.wait(held.handles)
+    held.wait_until_gone()
+    assert state.status is Status.FAILED
+    assert state.failure is not None
+    assert state.failure.rank in (0, 1)
+    assert "SIGKILL" in state.failure.cause
+
+
+@pytest.mark.parametrize(
+    ("launcher", "stubborn"), [(None, False), (None, True), ("torchrun", False), ("torchrun", True)]
+)
+def test_cancel_ends_ranks_and_their_children(tmp_path: Path, launcher: Any, stubborn: bool) -> None:
+    executor = LocalExecutor(ntasks_per_node=2, launcher=launcher, grace=0.2 if stubborn else 30.0)
+    held = Held(executor, tmp_path, stubborn=stubborn)
+    assert executor.poll(held.handles) == [JobState(status=Status.RUNNING)]
+    executor.cancel(held.handles)
+    assert executor.poll(held.handles) == [JobState(status=Status.CANCELLED)]
+    held.wait_until_gone()
+
+
+def test_what_a_finished_rank_left_running_is_ended(tmp_path: Path) -> None:
+    executor = LocalExecutor()
+    code = "import subprocess; print(subprocess.Popen(['sleep', '1000']).pid)"
+    assert run(executor, tmp_path, Partial(exec, code)).status is Status.SUCCEEDED
+    pid = int(JobFiles(tmp_path).stdout(0).read_text())
+    try:
+        watch = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    assert select.select([watch], [], [], 30)[0]
+    os.close(watch)
+
+
+def test_secrets_are_private_while_it_runs_and_gone_after(tmp_path: Path) -> None:
+    executor = LocalExecutor(ntasks_per_node=2, env_vars={"HF_TOKEN": "hf_abcdef", "SHOWN": "s"})
+    held = Held(executor, tmp_path)
+    files = JobFiles(tmp_path)
+    assert stat.S_IMODE(files.secrets.stat().st_mode) == 0o600
+    assert json.loads(files.secrets.read_text()) == {"HF_TOKEN": "hf_abcdef"}
+    for pid in held.pids[::2]:
+        assert b"hf_abcdef" not in Path(f"/proc/{pid}/environ").read_bytes()  # what `ps e` shows
+    executor.cancel(held.handles)
+    held.wait_until_gone()
+    assert not files.secrets.exists()
+
+
+def test_the_task_gets_its_secrets(tmp_path: Path) -> None:
+    executor = LocalExecutor(env_vars={"HF_TOKEN": "hf_abcdef"})
+    assert run(executor, tmp_path, Partial(sample_tasks.echo_variable, "HF_TOKEN")).status is Status.SUCCEEDED
+    assert json.loads(JobFiles(tmp_path).result.read_text()) == "fedcba_fh"
+
+
+def test_a_python_that_is_not_there_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    executor = LocalExecutor(env_vars={"HF_TOKEN": "x"})
+    with pytest.raises(ExecutorError, match=r"task 't' could not be started: .*'/nowhere/python'"):
+        executor.submit([plan(executor, tmp_path, Partial(sample_tasks.report_rank))])
+    assert not JobFiles(tmp_path).secrets.exists()
+
+
+def test_torchrun_without_torch_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    executor = LocalExecutor(launcher="torchrun")
+    with pytest.raises(ExecutorError, match="needs torch") as caught:
+        executor.submit([plan(executor, tmp_path, Partial(sample_tasks.report_rank))])
+    assert "launcher=None" in str(caught.value)
+
+
+def test_several_tasks_at_once_have_ports_of_their_own(tmp_path: Path) -> None:
+    executor = LocalExecutor()
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in folders:
+        folder.mkdir()
+    handles = executor.submit([plan(executor, folder, Partial(sample_tasks.report_rank)) for folder in folders])
+    assert [state.status for state in executor.wait(handles)] == [Status.SUCCEEDED] * 3
+    results = [json.loads(JobFiles(folder).result.read_text()) for folder in folders]
+    assert len({result["MASTER_PORT"] for result in results}) == 3
+
+
+def test_a_free_port_is_free() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", free_port()))
+
+
+def test_threads_do_not_outlive_their_task(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    run(LocalExecutor(ntasks_per_node=2), tmp_path, Partial(sample_tasks.end_badly, how="raise"))
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
