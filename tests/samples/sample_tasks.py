@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 
+DEADLINE = 60  # seconds after which a task that nobody ended ends itself, so that a broken launcher fails and not hangs
+
+
 class Precision(enum.Enum):
     BF16 = "bf16"
     FP32 = "fp32"
@@ -79,6 +82,7 @@ def fail_with_variable(name: str) -> None:
 def end_badly(how: str) -> None:
     """Rank 1 ends as told; the others wait until somebody ends them."""
     if os.environ["RANK"] != "1":
+        signal.alarm(DEADLINE)
         signal.pause()
     print("last words", file=sys.stderr)
     if how == "raise":
@@ -96,9 +100,10 @@ def hold(fifo: str, stubborn: bool = False) -> None:
     """Write the pids of this rank and of a child of its own to `fifo`, then wait to be ended."""
     if stubborn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    child = subprocess.Popen(["sleep", "1000"])
+    child = subprocess.Popen(["sleep", str(2 * DEADLINE)])
     with open(fifo, "w") as pipe:
         pipe.write(f"{os.getpid()} {child.pid}\n")
+    signal.alarm(DEADLINE)
     while True:
         signal.pause()
 

@@ -1,0 +1,212 @@
+"""Whole experiments: what is left in the folder, and what is said when a launcher is interrupted or killed."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_tasks
+from sample_tasks import Trainer, end_badly, report_rank, train
+
+import launcher as run
+from executors.base import Status
+from experiments.store import ExperimentRecord, Store
+from launcher.errors import ConfigError, ExecutorError, SerializationError
+
+HOSTILE = ["a'b\"c", "two\nlines", "; touch x", "$(touch x)", "--help", "ünïcödé 実験", "../../etc", "x" * 300]
+HOLD = """
+import sys
+sys.path.insert(0, {samples!r})
+import launcher as run, sample_tasks
+if __name__ == "__main__":
+    with run.Experiment("held") as experiment:
+        held = run.Partial(sample_tasks.hold, fifo={fifo!r}, stubborn={stubborn})
+        executor = run.LocalExecutor(ntasks_per_node=2, grace=0.3, launcher={launcher!r})
+        experiment.add(held, executor=executor, name="one")
+        experiment.add(run.Partial(sample_tasks.report_rank), executor=run.LocalExecutor(), name="two")
+        experiment.run()
+"""
+
+
+class Launched:
+    """A launch script whose two ranks hold, each with a child of its own."""
+
+    def __init__(self, folder: Path, *, stubborn: bool = False, launcher: str | None = None) -> None:
+        fifo, script = folder / "fifo", folder / "train.py"
+        os.mkfifo(fifo)
+        samples = str(Path(sample_tasks.__file__).parent)
+        script.write_text(HOLD.format(samples=samples, fifo=str(fifo), stubborn=stubborn, launcher=launcher))
+        keep = os.open(fifo, os.O_RDWR)
+        command = [sys.executable, str(script)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        with os.fdopen(keep) as pipe:
+            self.pids = [int(pid) for _ in range(2) for pid in pipe.readline().split()]
+        self.watches = [os.pidfd_open(pid) for pid in self.pids]
+
+    def wait_until_gone(self, pids: slice = slice(None)) -> None:
+        for watch in self.watches[pids]:
+            assert select.select([watch], [], [], 30)[0], f"one of {self.pids} outlived its launcher"
+        for watch in self.watches:
+            os.close(watch)
+
+
+def only_experiment() -> ExperimentRecord:
+    [record] = Store().all()
+    return record
+
+
+def test_the_folder_can_be_read_with_a_pager(launcher_home: Path) -> None:
+    recipe = run.Partial(train, trainer=run.Config(Trainer, folder=Path("/data")))
+    result = run.run(recipe, run.LocalExecutor(ntasks_per_node=2), name="My run", progress=False)
+    assert {path.name for path in result.folder.iterdir()} == {
+        "task.json", "task.yaml", "plan.json", "events.jsonl", "environment.json", "result.json", "launch.log",
+        "rank_0.out", "rank_0.err", "rank_1.out", "rank_1.err",
+    }  # fmt: skip
+    assert "folder: /data" in (result.folder / "task.yaml").read_text()
+    assert len(json.loads((result.folder / "plan.json").read_text())["processes"]) == 2
+    assert json.loads((result.folder / "task.json").read_text())["experiment"] == result.experiment
+    environment = json.loads((result.folder / "environment.json").read_text())
+    assert environment["packages"]["fiddle"]
+    assert environment["code"] is None or len(environment["code"]["commit"]) == 40
+    assert only_experiment().status is Status.SUCCEEDED
+    assert [event["event"] for event in only_experiment().task().events()] == ["queued", "started", "succeeded"]
+
+
+@pytest.mark.parametrize("title", HOSTILE)
+def test_any_title_and_task_name_runs(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with run.Experiment(title) as experiment:
+        experiment.add(run.Partial(report_rank), executor=run.LocalExecutor(env_vars={"MARK": title}), name=title)
+        [result] = experiment.run(progress=False)
+    assert result.value["MARK"] == title
+    assert (only_experiment().title, only_experiment().task().name) == (title, title)
+    assert {path.name for path in tmp_path.iterdir()} == {"launcher_home"}
+
+
+def test_tasks_run_in_order_and_one_failure_is_raised_after_all_have_run() -> None:
+    executor = run.LocalExecutor(ntasks_per_node=2)
+    with run.Experiment("several") as experiment:
+        assert experiment.add(run.Partial(report_rank), executor=executor) == "report_rank"
+        experiment.add(run.Partial(end_badly, how="raise"), executor=executor, name="bad")
+        experiment.add(run.Partial(report_rank), executor=executor, name="Bad")
+        with pytest.raises(run.ExperimentFailed, match="task 'bad' failed on rank 1: ValueError: rank 1") as caught:
+            experiment.run(progress=False)
+    assert (caught.value.experiment_id, caught.value.task, caught.value.rank) == (experiment.id, "bad", 1)
+    assert "in end_badly" in caught.value.traceback
+    record = only_experiment()
+    assert [task.status for task in record.tasks] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
+    assert [task.folder.name for task in record.tasks] == ["report-rank", "bad", "bad-2"]
+    started = [task.events()[1]["time"] for task in record.tasks]
+    ended = [task.events()[2]["time"] for task in record.tasks]
+    assert ended[0] <= started[1]
+    assert ended[1] <= started[2]
+
+
+def test_what_is_added_is_taken_as_it_is_then() -> None:
+    recipe: Any = run.Partial(train, trainer=run.Config(Trainer, max_steps=1))
+    executor = run.LocalExecutor(env_vars={"MARK": "then"})
+    with run.Experiment("as it was") as experiment:
+        experiment.add(recipe, executor=executor)
+        experiment.add(run.Partial(report_rank), executor=executor)
+        recipe.trainer.max_steps = 2
+        executor.env_vars["MARK"] = "later"
+        first, second = experiment.run(progress=False)
+    assert (first.value["max_steps"], second.value["MARK"]) == (1, "then")
+
+
+def test_mistakes_are_refused_when_they_are_added(launcher_home: Path) -> None:
+    experiment = run.Experiment("mistakes")
+    experiment.add(run.Partial(report_rank), executor=run.LocalExecutor(), name="same")
+    with pytest.raises(ConfigError, match="has a task 'same' already"):
+        experiment.add(run.Partial(report_rank), executor=run.LocalExecutor(), name="same")
+    with pytest.raises(ConfigError, match="max_steps is 'x'"):
+        experiment.add(run.Partial(train, trainer=run.Config(Trainer, max_steps="x")), executor=run.LocalExecutor())
+    with pytest.raises(ExecutorError, match="ntasks_per_node is 0"):
+        experiment.add(run.Partial(report_rank), executor=run.LocalExecutor(ntasks_per_node=0))
+    with pytest.raises(ConfigError, match="has no task"):
+        run.Experiment("empty").run()
+    assert not launcher_home.exists()
+
+
+def test_a_dry_run_prints_what_would_run_and_does_nothing(
+    launcher_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = run.Experiment("a\ntitle")
+    executor = run.LocalExecutor(ntasks_per_node=2, env_vars={"WANDB_API_KEY": "abc123", "A": "b c"})
+    experiment.add(run.Partial(train, trainer=run.Config(Trainer)), executor=executor)
+    experiment.dryrun()
+    shown = capsys.readouterr().out
+    assert not launcher_home.exists()
+    assert "abc123" not in shown
+    command = f"{sys.executable} {Path(run.__file__).parent / 'worker.py'} {experiment.folder / 'train' / 'task.json'}"
+    ranks = "WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1"
+    assert shown.splitlines()[:9] == [
+        f"experiment {experiment.id}: a\\ntitle",
+        "",
+        "task train on LocalExecutor",
+        f"folder  {experiment.folder / 'train'}",
+        "ranks   2 (1 x 2)",
+        "env     A='b c'",
+        "env     WANDB_API_KEY=(secret)",
+        f"run     RANK=0 LOCAL_RANK=0 {ranks} {command}",
+        f"run     RANK=1 LOCAL_RANK=1 {ranks} {command}",
+    ]
+    assert "max_steps: 100" in shown
+    live = run.Experiment("live")
+    live.add(run.Partial(train, trainer=run.Config(Trainer), shared=sample_tasks.Opaque()), executor=executor)
+    with pytest.raises(SerializationError, match="shared is a live object"):
+        live.dryrun()
+
+
+def test_no_secret_is_left_on_disk_or_shown(launcher_home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    executor = run.LocalExecutor(ntasks_per_node=2, env_vars={"HF_TOKEN": "hf_abcdef", "SHOWN": "shown-value"})
+    run.run(run.Partial(sample_tasks.echo_variable, "HF_TOKEN"), executor, progress=False)
+    with pytest.raises(run.ExperimentFailed) as caught:
+        run.run(run.Partial(sample_tasks.fail_with_variable, "HF_TOKEN"), executor, progress=False)
+    assert "cannot log in with (HF_TOKEN)" in str(caught.value)
+    files = [path for path in launcher_home.rglob("*") if path.is_file()]
+    assert any("shown-value" in path.read_text() for path in files)
+    assert not [path for path in files if "hf_abcdef" in path.read_text()]
+    assert "hf_abcdef" not in str(caught.value) + capfd.readouterr().err
+
+
+def test_a_launch_that_cannot_start_says_so_in_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with run.Experiment("no python") as experiment:
+        experiment.add(run.Partial(report_rank), executor=run.LocalExecutor(), name="one")
+        experiment.add(run.Partial(report_rank), executor=run.LocalExecutor(), name="two")
+        with pytest.raises(ExecutorError, match="could not be started"):
+            experiment.run(progress=False)
+    first, second = only_experiment().tasks
+    assert (first.status, second.status) == (Status.FAILED, Status.CANCELLED)
+    assert first.failure is not None
+    assert "/nowhere/python" in first.failure.cause
+
+
+@pytest.mark.parametrize(("stubborn", "launcher"), [(False, None), (True, None), (True, "torchrun")])
+def test_ctrl_c_ends_everything_and_says_cancelled(tmp_path: Path, stubborn: bool, launcher: str | None) -> None:
+    launched = Launched(tmp_path, stubborn=stubborn, launcher=launcher)
+    assert not only_experiment().task("one").status.final
+    launched.process.send_signal(signal.SIGINT)
+    _, shown = launched.process.communicate()
+    assert launched.process.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in shown
+    launched.wait_until_gone()
+    assert [task.status for task in only_experiment().tasks] == [Status.CANCELLED, Status.CANCELLED]
+
+
+@pytest.mark.parametrize("launcher", [None, "torchrun"])
+def test_a_killed_launcher_leaves_no_ranks_and_no_lie(tmp_path: Path, launcher: str | None) -> None:
+    launched = Launched(tmp_path, stubborn=True, launcher=launcher)
+    launched.process.kill()
+    launched.process.communicate()
+    for child in launched.pids[1::2]:
+        os.kill(child, signal.SIGKILL)  # a rank's own children are the rank's to end, and it had no chance
+    launched.wait_until_gone()
+    assert [task.status for task in only_experiment().tasks] == [Status.LOST, Status.LOST]
+    assert only_experiment().status is Status.LOST
