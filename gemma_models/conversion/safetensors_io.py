@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +35,10 @@ class HFWeights:
 
     def names(self) -> set[str]:
         return set(self._files)
+
+    def dtype(self, name: str) -> str:
+        """As safetensors spells it: BF16, F32, ..."""
+        return str(self._files[name].get_slice(name).get_dtype())
 
     def read(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._files[name].get_tensor(name)
@@ -94,3 +98,16 @@ def write_hf_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], 
         weight_map |= dict.fromkeys(names, final)
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def dtype_of(folder: Path) -> Literal["bf16", "fp32"]:
+    """The dtype that the weights in ``folder`` are kept in; raises CheckpointError for any but bfloat16 and float32."""
+    with open_hf_weights(folder) as weights:
+        found = {weights.dtype(name) for name in weights.names()}
+    known: dict[str, Literal["bf16", "fp32"]] = {"BF16": "bf16", "F32": "fp32"}
+    if len(found) != 1 or not found <= set(known):
+        raise CheckpointError(
+            f"the weights in {folder} are of {', '.join(sorted(found)) or 'no dtype'}",
+            hint="save them as bfloat16 or as float32 throughout",
+        )
+    return known[found.pop()]

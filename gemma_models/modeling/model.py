@@ -18,7 +18,8 @@ class GemmaModel(GPTModel):
     """One pipeline stage of a Gemma: scaled embeddings, Gemma's layers, capped logits over the tied embedding.
 
     Called with ``input_ids`` and ``position_ids``, int64 (b, s), it returns logits (b, s, vocab / TP), or with
-    ``labels``, int64 (b, s), the loss of each token in nats, float32 (b, s).
+    ``labels``, int64 (b, s), the loss of each token in nats, float32 (b, s): of those where ``loss_mask``, float32
+    (b, s), is not 0, and 0 elsewhere.
     """
 
     config: GemmaTransformerConfig
@@ -57,6 +58,29 @@ class GemmaModel(GPTModel):
         if self.pre_process and decoder_input is None:
             decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids) * self.embedding_scale
         return super()._preprocess(input_ids, position_ids, decoder_input=decoder_input, **kwargs)
+
+    def _postprocess(
+        self,
+        *,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor | None,
+        loss_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if not self.post_process or labels is None or loss_mask is None:
+            return super()._postprocess(
+                hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **kwargs
+            )
+        # Logits over 262,144 words are the dearest part of a small Gemma: only those that the loss asks for are made.
+        # Chosen in the layout of the hidden states, (s, b, h), so that their gradient keeps it.
+        counts = loss_mask.bool().t()
+        losses = super()._postprocess(
+            hidden_states=hidden_states[counts].unsqueeze(0),
+            labels=labels.t()[counts].unsqueeze(1),
+            loss_mask=None,
+            **kwargs,
+        )
+        return torch.zeros_like(loss_mask).t().masked_scatter(counts, losses).t()
 
 
 def build_model(config: GemmaTransformerConfig) -> GemmaModel:

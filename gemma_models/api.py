@@ -1,0 +1,131 @@
+"""What one does with a Gemma: train, pretrain, fine-tune, generate, import and export checkpoints.
+
+Light: each function imports its engine when it is called, so that a recipe over it is built without torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gemma_models.architectures import GemmaConfig
+from gemma_models.data import DataModule
+from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
+
+if TYPE_CHECKING:
+    from gemma_models.training.loop import TrainingResult
+
+Accelerator = Literal["gpu", "cpu"]
+Precision = Literal["bf16", "fp32"]
+
+
+def train(
+    model: GemmaConfig,
+    data: DataModule,
+    trainer: Trainer,
+    log: Logger,
+    resume: AutoResume,
+    optim: MegatronOptimizer,
+    peft: LoRA | None = None,
+    tokenizer: str = "data",
+) -> TrainingResult:
+    """Train a Gemma in this process, which is the whole run or, under an executor, one rank of it.
+
+    ``tokenizer`` is a Hugging Face folder, or "data": the one that travels with the weights the data is for.
+    Raises LaunchError and its family for settings, data and checkpoints that cannot be used.
+    """
+    from gemma_models.layout import check_training
+    from gemma_models.training.loop import fit
+
+    check_training(model, trainer, data.seq_length)
+    return fit(model, data, trainer, optim, log, resume, peft, tokenizer)
+
+
+def pretrain(
+    model: GemmaConfig,
+    data: DataModule,
+    trainer: Trainer,
+    log: Logger,
+    resume: AutoResume,
+    optim: MegatronOptimizer,
+    tokenizer: str = "data",
+) -> TrainingResult:
+    """Train the whole model from random weights, or from those of ``resume.restore_config``. See `train`."""
+    return train(model, data, trainer, log, resume, optim, None, tokenizer)
+
+
+def finetune(
+    model: GemmaConfig,
+    data: DataModule,
+    trainer: Trainer,
+    log: Logger,
+    resume: AutoResume,
+    optim: MegatronOptimizer,
+    peft: LoRA | None = None,
+    tokenizer: str = "data",
+) -> TrainingResult:
+    """Train pretrained weights further, all of them or adapters on them. See `train`.
+
+    Raises ConfigError without weights to start from.
+    """
+    from launcher.errors import ConfigError
+
+    if resume.restore_config is None:
+        raise ConfigError(
+            "fine-tuning starts from pretrained weights, and resume.restore_config is not set",
+            hint='recipe.resume.restore_config.path = "FOLDER", a Megatron or Hugging Face checkpoint',
+        )
+    return train(model, data, trainer, log, resume, optim, peft, tokenizer)
+
+
+def import_checkpoint(source: str | Path, output: str | Path) -> Path:
+    """Turn the Hugging Face folder ``source`` into a Megatron checkpoint at ``output``, in the weights' own dtype.
+
+    Raises CheckpointError where the source is not a whole Gemma text checkpoint, or ``output`` exists.
+    """
+    from gemma_models.conversion.checkpoints import import_hf
+
+    return import_hf(Path(source).expanduser(), Path(output).expanduser())
+
+
+def export_checkpoint(source: str | Path, output: str | Path, base: str | Path | None = None) -> Path:
+    """Turn a Megatron checkpoint into a Hugging Face folder at ``output``; adapters are merged into their base.
+
+    ``base`` names the weights that adapters stand on, where they have moved since training.
+    Raises CheckpointError where the source is no checkpoint, its base is not found, or ``output`` exists.
+    """
+    from gemma_models.conversion.checkpoints import export_hf
+
+    base_folder = None if base is None else Path(base).expanduser()
+    return export_hf(Path(source).expanduser(), Path(output).expanduser(), base_folder)
+
+
+def generate(
+    path: str | Path,
+    prompts: list[str],
+    *,
+    chat: bool = False,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    accelerator: Accelerator = "gpu",
+    precision: Precision = "bf16",
+) -> list[str]:
+    """Continue each prompt with the model at ``path``: a Megatron checkpoint, adapters included, or a Hugging Face folder.
+
+    With ``chat`` a prompt is a user's turn and the continuation the model's answer. ``temperature`` 0 is greedy.
+    Raises CheckpointError for a folder that holds no Gemma, ConfigError for settings out of range.
+    """
+    from gemma_models.generation.generate import generate_texts
+    from gemma_models.generation.sampling import Sampling
+
+    return generate_texts(
+        Path(path).expanduser(),
+        prompts,
+        chat=chat,
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
+        accelerator=accelerator,
+        precision=precision,
+    )

@@ -1,0 +1,100 @@
+"""The recipes of one size."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gemma_models import api
+from gemma_models.architectures import ARCHITECTURES, GemmaConfig
+from gemma_models.data import InstructionData, MockData
+from gemma_models.recipes.table import Defaults
+from gemma_models.settings import (
+    AutoResume,
+    CosineAnnealing,
+    Logger,
+    LoRA,
+    MegatronOptimizer,
+    ModelCheckpoint,
+    OptimizerConfig,
+    RestoreConfig,
+    Trainer,
+)
+from launcher.config import Config, Partial
+from launcher.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """What `gemma_models` offers under the name of a size: its recipes, each a Partial that can be changed and run."""
+
+    size: str
+    pretrain: Defaults
+    finetune: Defaults
+    lora: Defaults
+
+    def pretrain_recipe(
+        self, name: str = "default", dir: str | Path = "checkpoints", num_nodes: int = 1, num_gpus_per_node: int = 1
+    ) -> Partial[Any]:
+        """Pretraining from random weights, on made-up data until ``recipe.data`` is set.
+
+        Checkpoints go to ``dir/name``. Processes: ``num_nodes`` x ``num_gpus_per_node``, one a GPU.
+        """
+        values = self.pretrain
+        data = Config(MockData, vocab_size=ARCHITECTURES[self.size].vocab_size)
+        return Partial(
+            api.pretrain,
+            **self._common(values, data, name, dir, num_nodes, num_gpus_per_node),
+            resume=Config(AutoResume),
+        )
+
+    def finetune_recipe(
+        self,
+        name: str = "default",
+        dir: str | Path = "checkpoints",
+        num_nodes: int = 1,
+        num_gpus_per_node: int = 1,
+        peft_scheme: Literal["lora", "none"] | None = "lora",
+    ) -> Partial[Any]:
+        """Fine-tuning on instructions: of adapters (``"lora"``), or of every weight (``"none"`` or None).
+
+        ``recipe.resume.restore_config.path`` and ``recipe.data.train_path`` are to be set: the checkpoint to start
+        from and the examples. Raises ConfigError for another ``peft_scheme``.
+        """
+        if peft_scheme not in ("lora", "none", None):
+            raise ConfigError(f"peft_scheme is {peft_scheme!r}", hint="peft_scheme='lora', or 'none'")
+        adapters = peft_scheme == "lora"
+        values = self.lora if adapters else self.finetune
+        return Partial(
+            api.finetune,
+            **self._common(values, Config(InstructionData), name, dir, num_nodes, num_gpus_per_node),
+            resume=Config(AutoResume, restore_config=Config(RestoreConfig)),
+            peft=Config(LoRA, dim=values.adapter_dim, alpha=values.adapter_alpha) if adapters else None,
+        )
+
+    def _common(
+        self, values: Defaults, data: Config[Any], name: str, dir: str | Path, num_nodes: int, num_gpus_per_node: int
+    ) -> dict[str, Any]:
+        data.seq_length = values.seq_length
+        data.global_batch_size = values.global_batch_size
+        return {
+            "model": Config(GemmaConfig, **asdict(ARCHITECTURES[self.size])),
+            "data": data,
+            "trainer": Config(
+                Trainer,
+                max_steps=values.max_steps,
+                num_nodes=num_nodes,
+                devices=num_gpus_per_node,
+                val_check_interval=values.eval_every,
+                seed=values.seed,
+            ),
+            "log": Config(
+                Logger, dir=dir, name=name, ckpt=Config(ModelCheckpoint, every_n_train_steps=values.save_every)
+            ),
+            "optim": Config(
+                MegatronOptimizer,
+                config=Config(OptimizerConfig, lr=values.lr, adam_beta2=values.adam_beta2),
+                lr_scheduler=Config(CosineAnnealing, warmup_steps=values.warmup_steps, min_lr=values.min_lr),
+            ),
+        }

@@ -1,0 +1,203 @@
+"""Checkpoints: a folder with Megatron's torch_dist weights, what they are, and the tokenizer that belongs to them.
+
+    checkpoint.json   version, architecture, step, adapters and the weights they stand on, the run it belongs to
+    weights/          torch_dist: the model (the adapters alone, where there are some) and, of a training run, its
+                      optimizer and random states
+    hf/               config.json and the tokenizer's files, as Hugging Face keeps them
+
+A checkpoint is written beside its place and renamed into it when it is whole, so a folder that has its name is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+from gemma_models.architectures import GemmaConfig
+from gemma_models.conversion.assets import write_assets
+from gemma_models.modeling.model import GemmaModel
+from gemma_models.settings import LoRA
+from launcher.errors import CheckpointError
+
+VERSION = 1
+_STEP = re.compile(r"step_(\d{7,})$")
+_OPTIMIZER_LAYOUT = {"chained_optim_avoid_prefix": True}
+
+
+@dataclass(kw_only=True)
+class CheckpointInfo:
+    """What checkpoint.json says. ``base`` is the checkpoint that adapters stand on; ``run`` whose training it is."""
+
+    gemma: GemmaConfig
+    precision: str
+    step: int = 0
+    lora: LoRA | None = None
+    base: str | None = None
+    run: str | None = None
+    world_size: int = 1
+
+    def dump(self) -> str:
+        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=2)
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """What the checkpoint in ``folder`` is. Raises CheckpointError where there is none, or none that can be read."""
+    path = folder / "checkpoint.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.pop("version")
+        if version != VERSION:
+            raise CheckpointError(
+                f"{path} is of version {version}, and this program reads version {VERSION}",
+                hint="upgrade gemma-launcher",
+            )
+        gemma = GemmaConfig(**values.pop("gemma"))
+        lora = values.pop("lora")
+        return CheckpointInfo(gemma=gemma, lora=None if lora is None else LoRA(**lora), **values)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"there is no checkpoint in {folder}", hint="import one first: gemma_models.import_checkpoint(source, output)"
+        ) from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def steps(folder: Path) -> dict[int, Path]:
+    """The whole checkpoints of a run's folder by step, oldest first."""
+    found = {int(match[1]): path for path in folder.glob("step_*") if (match := _STEP.search(path.name))}
+    return dict(sorted(found.items()))
+
+
+def write_checkpoint(target: Path, info: CheckpointInfo, tensors: dict[str, Any], assets: Path | None) -> None:
+    """Write a whole checkpoint at ``target``, or nothing; every rank calls it. ``assets`` is a
+    folder whose tokenizer and config.json become its hf/.
+
+    Raises CheckpointError, on every rank, where something stands at ``target`` or one rank could not write its part (a
+    full disk); other checkpoints are not touched.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    first = dist.get_rank() == 0
+
+    def prepare() -> None:
+        if first:
+            if target.exists():
+                raise FileExistsError(f"{target} exists")
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / "weights").mkdir(parents=True)
+
+    def write() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own, about its own deprecated names
+            dist_checkpointing.save(tensors, str(partial / "weights"))
+
+    def complete() -> None:
+        if first:
+            write_assets(assets, partial / "hf", info.gemma)
+            (partial / "checkpoint.json").write_text(info.dump(), encoding="utf-8")
+            partial.rename(target)
+
+    for part in (prepare, write, complete):
+        failure = _first_failure(part)
+        if failure is not None:
+            if first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(
+                f"could not save {target}: {failure}", hint="earlier checkpoints are whole; free some space, or move log.dir"
+            )
+
+
+def _first_failure(part: Callable[[], None]) -> str | None:
+    """Run ``part`` on every rank; what went wrong on the first one where something did."""
+    failure = None
+    try:
+        part()
+    except Exception as error:  # whatever it is, the other ranks must hear of it before this one leaves
+        failure = _root_cause(error)
+    failures: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    return next((text for text in failures if text is not None), None)
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
+def model_tensors(model: GemmaModel, *, adapters: bool) -> dict[str, Any]:
+    """The model's tensors as Megatron shards them, or its adapters' alone."""
+    tensors: dict[str, Any] = model.sharded_state_dict()
+    return {name: tensor for name, tensor in tensors.items() if not adapters or ".adapter_" in name}
+
+
+def load_model(model: GemmaModel, folder: Path, *, adapters: bool = False) -> None:
+    """Fill the model, or its adapters alone, from a checkpoint written at any parallel layout."""
+    loaded = load_tensors(folder, model_tensors(model, adapters=adapters))
+    model.load_state_dict(loaded, strict=not adapters)
+
+
+def load_tensors(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Read what ``tensors`` describes. Raises CheckpointError where the files do not hold it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state: dict[str, Any] = dist_checkpointing.load(tensors, str(folder / "weights"))
+    except Exception as error:  # torch and Megatron raise a dozen kinds for a file that is not as it was written
+        raise CheckpointError(
+            f"the weights in {folder} cannot be read: {_root_cause(error)}", hint="restore the folder from a copy"
+        ) from error
+    return state
+
+
+def training_tensors(model: GemmaModel, optimizer: Any, *, adapters: bool, loading: bool = False) -> dict[str, Any]:
+    """All that a run resumes from, as Megatron shards it: trained weights, optimizer, this rank's random state."""
+    tensors = model_tensors(model, adapters=adapters)
+    state = {
+        "model": tensors,
+        "optimizer": optimizer.sharded_state_dict(tensors, is_loading=loading, metadata=_OPTIMIZER_LAYOUT),
+        "random": ShardedObject("random", _random_state(), (dist.get_world_size(),), (dist.get_rank(),)),
+    }
+    return state
+
+
+def restore_training(folder: Path, model: GemmaModel, optimizer: Any, *, adapters: bool) -> None:
+    """Put model, optimizer and random numbers where they were when ``folder`` was written.
+
+    Random states are one a rank: where another number of processes resumes, they start from the seed.
+    """
+    tensors = training_tensors(model, optimizer, adapters=adapters, loading=True)
+    if read_info(folder).world_size != dist.get_world_size():
+        del tensors["random"]
+    loaded = load_tensors(folder, tensors)
+    model.load_state_dict(loaded["model"], strict=not adapters)
+    optimizer.load_state_dict(loaded["optimizer"])
+    if "random" in loaded:
+        _set_random_state(loaded["random"])
+
+
+def _random_state() -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,149 @@
+"""The training loop: prepare, step, validate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from gemma_models.architectures import GemmaConfig
+from gemma_models.conversion.assets import load_tokenizer
+from gemma_models.data import DataModule
+from gemma_models.modeling.config import transformer_config
+from gemma_models.modeling.model import GemmaModel, build_model
+from gemma_models.peft.lora import apply_lora
+from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
+from gemma_models.training.checkpoints import CheckpointInfo, restore_training, steps, training_tensors, write_checkpoint
+from gemma_models.training.metrics import MetricsWriter, peak_memory
+from gemma_models.training.optimizer import build_optimizer
+from gemma_models.training.parallel import parallel_context
+from gemma_models.training.restore import assets_of, check_same_run, find_resume, load_base, run_id
+from gemma_models.training.steps import Stepper, wrap
+from launcher.errors import LaunchError
+
+
+class TrainingResult(TypedDict):
+    """What a run comes to: its last step, the losses there in nats a token, and its newest checkpoint."""
+
+    step: int
+    loss: float | None
+    val_loss: float | None
+    checkpoint: str
+
+
+def fit(
+    gemma: GemmaConfig,
+    data: DataModule,
+    trainer: Trainer,
+    optim: MegatronOptimizer,
+    log: Logger,
+    resume: AutoResume,
+    lora: LoRA | None,
+    tokenizer: str,
+) -> TrainingResult:
+    """Train; called in every process of the run. Raises LaunchError where the loss stops being a number."""
+    assets = assets_of(resume) if tokenizer == "data" else Path(tokenizer).expanduser()
+    data.setup(None if assets is None else load_tokenizer(assets))
+    folder = log.folder() / "checkpoints"
+    newest = find_resume(folder, resume)
+    start = 0 if newest is None else check_same_run(newest, gemma, lora).step
+
+    with parallel_context(trainer.strategy, accelerator=trainer.accelerator, seed=trainer.seed) as device:
+        model = _prepare_model(gemma, trainer, resume, lora, resuming=newest is not None)
+        ddp = wrap(model)
+        optimizer, scheduler = build_optimizer(ddp, optim, trainer)
+        if newest is not None:
+            restore_training(newest, model, optimizer, adapters=lora is not None)
+            scheduler.step(increment=start)
+        stepper = Stepper(ddp, optimizer, device)
+        dp = {"dp_rank": parallel_state.get_data_parallel_rank(), "dp_size": parallel_state.get_data_parallel_world_size()}
+
+        def validate(step: int) -> float:
+            batches = data.validation_batches(**dp)
+            loss = stepper.validate(_first(batches, trainer.limit_val_batches))
+            metrics.write(step=step, max_steps=trainer.max_steps, val_loss=loss)
+            return loss
+
+        def save(step: int) -> None:
+            restore = resume.restore_config
+            info = CheckpointInfo(
+                gemma=gemma,
+                precision=trainer.precision,
+                step=step,
+                lora=lora,
+                base=str(Path(restore.path).expanduser().resolve()) if lora and restore else None,
+                run=run_id(),
+                world_size=dist.get_world_size(),
+            )
+            tensors = training_tensors(model, optimizer, adapters=lora is not None)
+            write_checkpoint(folder / f"step_{step:07d}", info, tensors, assets)
+            if dist.get_rank() == 0:
+                for old in list(steps(folder).values())[: -log.ckpt.save_last_k]:
+                    shutil.rmtree(old)
+
+        loss = val_loss = None
+        with contextlib.closing(MetricsWriter(log, enabled=dist.get_rank() == 0)) as metrics:
+            if trainer.val_check_interval and start == 0:
+                val_loss = validate(0)
+            batches = data.train_batches(start_step=start, seed=trainer.seed, **dp)
+            for step in range(start + 1, trainer.max_steps + 1):
+                lr = optimizer.param_groups[0]["lr"]
+                began = time.perf_counter()
+                loss, grad_norm, tokens = stepper.train(next(batches))
+                scheduler.step(increment=1)
+                elapsed = time.perf_counter() - began
+                if not math.isfinite(loss) or not math.isfinite(grad_norm):
+                    raise LaunchError(
+                        f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}",
+                        hint="a lower optim.config.lr, or more optim.lr_scheduler.warmup_steps",
+                    )
+                last = step == trainer.max_steps
+                if last or step % trainer.log_every_n_steps == 0:
+                    metrics.write(
+                        step=step,
+                        max_steps=trainer.max_steps,
+                        loss=loss,
+                        lr=lr,
+                        grad_norm=grad_norm,
+                        tokens_per_second=tokens * dp["dp_size"] / elapsed,
+                        step_time=elapsed,
+                        peak_memory=peak_memory(device),
+                    )
+                if trainer.val_check_interval and (last or step % trainer.val_check_interval == 0):
+                    val_loss = validate(step)
+                every = log.ckpt.every_n_train_steps
+                if last or (every and step % every == 0):
+                    save(step)
+        # Nobody leaves while rank 0 still tidies up.
+        dist.barrier()
+        return TrainingResult(
+            step=max(start, trainer.max_steps),
+            loss=loss,
+            val_loss=val_loss,
+            checkpoint=str(list(steps(folder).values())[-1]),
+        )
+
+
+def _prepare_model(
+    gemma: GemmaConfig, trainer: Trainer, resume: AutoResume, lora: LoRA | None, *, resuming: bool
+) -> GemmaModel:
+    """This rank's model, with the weights it starts from and its adapters; a resumed run brings its own of these."""
+    config = transformer_config(gemma, trainer.strategy, precision=trainer.precision, accelerator=trainer.accelerator)
+    model = build_model(config)
+    if resume.restore_config is not None and (lora is not None or not resuming):
+        load_base(model, resume.restore_config)
+    if lora is not None:
+        apply_lora(model, lora)
+    return model.cuda() if trainer.accelerator == "gpu" else model
+
+
+def _first(batches: Any, limit: int | None) -> Any:
+    """At most ``limit`` of the batches."""
+    return batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False))

@@ -1,0 +1,47 @@
+"""What a run measures of itself, as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemma_models.settings import Logger
+
+
+class MetricsWriter:
+    """Appends lines to ``metrics.jsonl`` in the job's folder, or without a launcher in the run's own.
+
+    Only one rank of a run writes; the others hold a writer that does nothing. Each line is flushed when it is written
+    and says the time, in seconds since 1970. The same values go to standard output, for whoever reads the log.
+    """
+
+    def __init__(self, log: Logger, *, enabled: bool) -> None:
+        self._file = None
+        if enabled:
+            folder = Path(os.environ.get("GEMMA_LAUNCHER_JOB_DIR") or log.folder())
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+
+    def write(self, **values: Any) -> None:
+        if self._file is None:
+            return
+        self._file.write(json.dumps({**values, "time": time.time()}) + "\n")
+        shown = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items())
+        print("  ".join(shown), flush=True)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory this process has held, in bytes: of the GPU where it trains on one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

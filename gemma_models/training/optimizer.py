@@ -1,0 +1,65 @@
+"""Megatron's AdamW and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer as Optimizer
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from gemma_models.settings import MegatronOptimizer, Trainer
+from launcher.errors import ConfigError
+
+
+def build_optimizer(
+    model: DistributedDataParallel, optim: MegatronOptimizer, trainer: Trainer
+) -> tuple[Optimizer, OptimizerParamScheduler]:
+    """AdamW over the parameters that train, with a linear warm-up and a cosine, counted in steps."""
+    values = optim.config
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=values.lr,
+        min_lr=optim.lr_scheduler.min_lr,
+        weight_decay=values.weight_decay,
+        adam_beta1=values.adam_beta1,
+        adam_beta2=values.adam_beta2,
+        adam_eps=values.adam_eps,
+        clip_grad=values.clip_grad,
+        bf16=trainer.precision == "bf16",
+        params_dtype=model.module.config.params_dtype,
+        use_distributed_optimizer=False,
+    )
+    optimizer = get_megatron_optimizer(config, [model])
+    return optimizer, _schedule(optimizer, optim, trainer)
+
+
+def _schedule(optimizer: Any, optim: MegatronOptimizer, trainer: Trainer) -> OptimizerParamScheduler:
+    scheduler, lr, decay = optim.lr_scheduler, optim.config.lr, optim.config.weight_decay
+    decay_steps = scheduler.decay_steps or trainer.max_steps
+    if not 0 <= scheduler.warmup_steps < decay_steps:
+        raise ConfigError(
+            f"optim.lr_scheduler.warmup_steps = {scheduler.warmup_steps} leaves nothing of the {decay_steps} steps "
+            "in which the learning rate falls",
+            hint=f"optim.lr_scheduler.warmup_steps={decay_steps // 10}",
+        )
+    if not 0.0 <= scheduler.min_lr <= lr:
+        raise ConfigError(f"optim.lr_scheduler.min_lr = {scheduler.min_lr} is not between 0 and optim.config.lr = {lr}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return OptimizerParamScheduler(
+            optimizer,
+            init_lr=0.0,
+            max_lr=lr,
+            min_lr=scheduler.min_lr,
+            lr_warmup_steps=scheduler.warmup_steps,
+            lr_decay_steps=decay_steps,
+            lr_decay_style="cosine",
+            start_wd=decay,
+            end_wd=decay,
+            wd_incr_steps=0,
+            wd_incr_style="constant",
+            use_checkpoint_opt_param_scheduler=False,
+        )

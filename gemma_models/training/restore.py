@@ -1,0 +1,136 @@
+"""Where a run's weights come from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from gemma_models.architectures import GemmaConfig
+from gemma_models.conversion.hf_config import read_hf_config
+from gemma_models.conversion.weights import load_hf_weights
+from gemma_models.modeling.config import transformer_config
+from gemma_models.modeling.model import GemmaModel, build_model
+from gemma_models.peft.lora import apply_lora
+from gemma_models.settings import AutoResume, LoRA, MegatronStrategy, RestoreConfig
+from gemma_models.training.checkpoints import CheckpointInfo, load_model, read_info, steps
+from launcher.errors import CheckpointError
+
+
+def run_id() -> str | None:
+    """The experiment this process belongs to; a retry and a requeue keep it. None without a launcher."""
+    return os.environ.get("GEMMA_LAUNCHER_EXPERIMENT_ID")
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The folder that a restore path names. Raises CheckpointError where there is none."""
+    text = str(path)
+    if "://" in text:
+        raise CheckpointError(
+            f"{text!r} is not a folder on this machine",
+            hint="fetch the checkpoint first (hf download NAME --local-dir FOLDER) and name the folder",
+        )
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"the checkpoint folder {text!r} does not exist")
+    return folder
+
+
+def find_resume(folder: Path, resume: AutoResume) -> Path | None:
+    """The checkpoint of this very run to continue from, or None where it has none.
+
+    Raises CheckpointError where another run's checkpoints are in the way.
+    """
+    found = steps(folder)
+    if not found:
+        return None
+    step, newest = list(found.items())[-1]
+    own = run_id() is not None and read_info(newest).run == run_id()
+    if own or resume.resume_if_exists:
+        return newest
+    raise CheckpointError(
+        f"{folder} holds checkpoints of another run, the newest of step {step}",
+        hint="another log.name to start anew, or resume.resume_if_exists=True to continue that run",
+    )
+
+
+def check_same_run(folder: Path, gemma: GemmaConfig, lora: LoRA | None) -> CheckpointInfo:
+    """What the checkpoint to resume is. Raises CheckpointError where the recipe now describes another model."""
+    info = read_info(folder)
+    for name, now, then in (("model", gemma, info.gemma), ("peft", lora, info.lora)):
+        if now != then:
+            raise CheckpointError(
+                f"the run in {folder} was of another {name} than the recipe is: {then} there, {now} here",
+                hint="restore the recipe's values, or start anew under another log.name",
+            )
+    return info
+
+
+def load_base(model: GemmaModel, restore: RestoreConfig) -> None:
+    """Fill the model, still without adapters, from a Megatron or a Hugging Face folder.
+
+    Raises CheckpointError where the folder is of another architecture.
+    """
+    folder = checkpoint_folder(restore.path)
+    if (folder / "checkpoint.json").exists():
+        info = read_info(folder)
+        if info.lora is not None:
+            raise CheckpointError(
+                f"{folder} holds adapters, which are no weights to start from",
+                hint="export it first: gemma_models.export_checkpoint(source, output) merges them",
+            )
+        found, load = info.gemma, load_model
+    else:
+        found, load = read_hf_config(folder), load_hf_weights
+    expected = model.config.gemma
+    # How positions beyond the pretraining length are read is for the recipe to say; the weights fit all the same.
+    if replace(found, max_position_embeddings=expected.max_position_embeddings) != expected:
+        differing = ", ".join(
+            f"{name} {getattr(found, name)} there, {getattr(expected, name)} in the recipe"
+            for name in vars(expected)
+            if getattr(found, name) != getattr(expected, name)
+        )
+        raise CheckpointError(f"{folder} is of another model than the recipe's: {differing}")
+    load(model, folder)
+
+
+def assets_of(resume: AutoResume) -> Path | None:
+    """The folder with the tokenizer and config.json that travel with the weights a run starts from."""
+    if resume.restore_config is None:
+        return None
+    folder = checkpoint_folder(resume.restore_config.path)
+    return folder / "hf" if (folder / "checkpoint.json").exists() else folder
+
+
+def load_trained(
+    folder: Path, *, accelerator: Literal["gpu", "cpu"], precision: Literal["bf16", "fp32"], base: Path | None = None
+) -> tuple[GemmaModel, Path]:
+    """The model of a checkpoint on this one rank, adapters included, and the folder with its tokenizer.
+
+    ``folder`` is a Megatron checkpoint or a Hugging Face folder; ``base`` replaces the weights that a checkpoint of
+    adapters names, where they have moved.
+    """
+    folder = checkpoint_folder(folder)
+    if not (folder / "checkpoint.json").exists():
+        weights, gemma, lora, assets = folder, read_hf_config(folder), None, folder
+    else:
+        info = read_info(folder)
+        gemma, lora, assets = info.gemma, info.lora, folder / "hf"
+        weights = folder if lora is None else base or _base_of(folder, info)
+    strategy = MegatronStrategy()
+    model = build_model(transformer_config(gemma, strategy, precision=precision, accelerator=accelerator))
+    load_base(model, RestoreConfig(path=weights))
+    if lora is not None:
+        apply_lora(model, lora)
+        load_model(model, folder, adapters=True)
+    return model.cuda() if accelerator == "gpu" else model, assets
+
+
+def _base_of(folder: Path, info: CheckpointInfo) -> Path:
+    if info.base is None or not Path(info.base).is_dir():
+        raise CheckpointError(
+            f"{folder} holds adapters of the weights in {info.base}, which are not there",
+            hint="say where they are: export_checkpoint(source, output, base=FOLDER)",
+        )
+    return Path(info.base)

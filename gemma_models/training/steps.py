@@ -1,0 +1,94 @@
+"""One training step and one validation pass, over every parallel layout, through Megatron's schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+
+from gemma_models.data import Batch
+from gemma_models.modeling.model import GemmaModel
+
+_Loss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def wrap(model: GemmaModel) -> DistributedDataParallel:
+    """The model as Megatron trains it: cast where it is to be bfloat16, with float32 gradients summed over replicas."""
+    config = model.config
+    # The loss of a step is the mean over all its tokens that count, however they fall into micro-batches and ranks.
+    config.calculate_per_token_loss = True
+    config.finalize_model_grads_func = finalize_model_grads
+    module = Float16Module(config, model) if config.bf16 else model
+    return DistributedDataParallel(config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), module)
+
+
+class Stepper:
+    """Runs steps and validation on this rank's stage of the model."""
+
+    def __init__(self, model: DistributedDataParallel, optimizer: Any, device: torch.device) -> None:
+        self.model, self.optimizer, self.device = model, optimizer, device
+        self.schedule = get_forward_backward_func()
+        model.config.grad_scale_func = optimizer.scale_loss
+        model.config.no_sync_func = model.no_sync
+
+    def train(self, micro_batches: list[Batch]) -> tuple[float, float, int]:
+        """One optimizer step: the loss in nats a token, the norm of the gradient, and the tokens that this rank read."""
+        self.model.train()
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        loss, _ = self._run(micro_batches)
+        _, grad_norm, _ = self.optimizer.step()
+        return loss, float(grad_norm), sum(batch["tokens"].numel() for batch in micro_batches)
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[Batch]) -> float:
+        """The mean loss in nats over every token of the validation data that counts; NaN where none does."""
+        self.model.eval()
+        total = tokens = 0.0
+        for batch in batches:
+            loss, count = self._run([batch], forward_only=True)
+            if count:
+                total, tokens = total + loss * count, tokens + count
+        return total / tokens if tokens else float("nan")
+
+    def _run(self, micro_batches: list[Batch], forward_only: bool = False) -> tuple[float, float]:
+        rows, length = micro_batches[0]["tokens"].shape
+        losses = self.schedule(
+            forward_step_func=self._forward,
+            data_iterator=self._on_device(micro_batches),
+            model=self.model,
+            num_microbatches=len(micro_batches),
+            seq_length=length,
+            micro_batch_size=rows,
+            forward_only=forward_only,
+        )
+        # (loss, tokens), summed over the micro-batches, then over the replicas; the last stage tells the others.
+        sums = torch.stack(losses).sum(0) if losses else torch.zeros(2, device=self.device)
+        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+            last = parallel_state.get_pipeline_model_parallel_last_rank()
+            dist.broadcast(sums, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+        total, tokens = sums.tolist()
+        return total / tokens if tokens else 0.0, tokens
+
+    def _on_device(self, batches: list[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _forward(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Any]:
+        batch = next(batches)
+        output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"])
+        return output, partial(_masked_sum, batch["loss_mask"])
+
+
+def _masked_sum(mask: torch.Tensor, losses: torch.Tensor) -> _Loss:
+    """What Megatron asks of a loss: the sum to differentiate, the number of tokens in it, and what to report."""
+    loss, tokens = (losses.float() * mask).sum(), mask.sum()
+    return loss, tokens.int(), torch.stack([loss.detach(), tokens])
