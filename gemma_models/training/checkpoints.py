@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import queue
 import random
 import re
 import shutil
@@ -25,6 +26,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.assets import write_assets
@@ -99,6 +101,9 @@ def write_checkpoint(target: Path, info: CheckpointInfo, tensors: dict[str, Any]
             (partial / "weights").mkdir(parents=True)
 
     def write() -> None:
+        # The queue through which Megatron hears of a write that is done. Its own comes from a process started for it,
+        # which runs the user's script once more; here the write is done before the queue is read.
+        filesystem_async._results_queue = queue.Queue()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own, about its own deprecated names
             dist_checkpointing.save(tensors, str(partial / "weights"))
