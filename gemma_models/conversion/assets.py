@@ -25,11 +25,15 @@ def write_assets(source: Path | None, target: Path, gemma: GemmaConfig) -> None:
         hf_config(gemma).save_pretrained(target)
 
 
+def has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").exists() or (folder / "tokenizer.model").exists()
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in a Hugging Face folder. Raises CheckpointError where there is none."""
     from transformers import AutoTokenizer
 
-    if not (folder / "tokenizer.json").exists() and not (folder / "tokenizer.model").exists():
+    if not has_tokenizer(folder):
         raise CheckpointError(
             f"{folder} holds no tokenizer", hint="copy tokenizer.json and tokenizer_config.json of the model there"
         )

@@ -44,6 +44,11 @@ class InstructionData:
             raise DataError(f"overlong is {self.overlong!r}", hint="data.overlong=error, or data.overlong=truncate")
         if self.seq_length < 1:
             raise DataError(f"seq_length is {self.seq_length}: an example needs at least one token")
+        if tokenizer is None:
+            raise DataError(
+                "text needs a tokenizer, and none came with the weights",
+                hint="recipe.tokenizer=FOLDER, a Hugging Face folder with tokenizer.json",
+            )
         self._train = self._load(self.train_path, tokenizer)
         self._validation = None if self.validation_path is None else self._load(self.validation_path, tokenizer)
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from gemma_models.architectures import GemmaConfig
-from gemma_models.conversion.assets import load_tokenizer
+from gemma_models.conversion.assets import has_tokenizer, load_tokenizer
 from gemma_models.data import DataModule
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.model import GemmaModel, build_model
@@ -50,7 +50,8 @@ def fit(
 ) -> TrainingResult:
     """Train; called in every process of the run. Raises LaunchError where the loss stops being a number."""
     assets = assets_of(resume) if tokenizer == "data" else Path(tokenizer).expanduser()
-    data.setup(None if assets is None else load_tokenizer(assets))
+    # Data that is not text needs no tokenizer, and random weights come without one: the data module says if it does.
+    data.setup(load_tokenizer(assets) if assets is not None and has_tokenizer(assets) else None)
     folder = log.folder() / "checkpoints"
     newest = find_resume(folder, resume)
     start = 0 if newest is None else check_same_run(newest, gemma, lora).step
