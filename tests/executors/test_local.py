@@ -108,6 +108,7 @@ def test_one_failing_rank_ends_the_others_and_is_named(
     assert state.failure is not None
     assert (state.failure.rank, state.failure.cause) == (1, cause)
     assert shown in state.failure.traceback
+    assert not JobFiles(tmp_path).failure(0).exists()  # it was ended: it did not give up by itself
 
 
 def test_a_failure_does_not_wait_for_a_rank_that_ignores_sigterm(tmp_path: Path) -> None:
