@@ -164,7 +164,8 @@ def load_tensors(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"the weights in {folder} cannot be read: {_root_cause(error)}", hint="restore the folder from a copy"
         ) from error
-    return state
+    # Megatron also returns what it does not shard, whoever asked: a training checkpoint's optimizer settings.
+    return {name: state[name] for name in tensors}
 
 
 def training_tensors(model: GemmaModel, optimizer: Any, *, adapters: bool, loading: bool = False) -> dict[str, Any]:
