@@ -40,7 +40,8 @@ class Result:
 class _Added:
     name: str
     folder: str
-    task: Call[Any]
+    call: Any  # the task as JSON values
+    yaml: str
     executor: Executor
 
 
@@ -70,9 +71,11 @@ class Experiment:
 
         The task and the executor are taken as they are now: changing them afterwards changes nothing here.
 
-        Raises ConfigError for a value of the wrong type, a name that is taken, or what is not a task.
+        Raises ConfigError for a value of the wrong type, a name that is taken, or what is not a task;
+        SerializationError for what cannot travel to another process; ExecutorError for an executor that cannot work.
         """
-        from launcher.config import check_task, clone, task_name
+        from launcher.config import check_task, task_name
+        from launcher.serialization import encode, to_yaml
 
         check_task(task)
         name = task_name(task) if name is None else name
@@ -84,13 +87,11 @@ class Experiment:
                 f"{folder}-{number}" for number in range(2, len(taken) + 3) if f"{folder}-{number}" not in taken
             )
         executor.check()
-        self._added.append(_Added(name, folder, clone(task), executor.clone()))
+        self._added.append(_Added(name, folder, encode(task), to_yaml(task), executor.clone()))
         return name
 
     def plan(self) -> list[Plan]:
-        """What would run, as data. Nothing is written or started. Raises SerializationError, ExecutorError."""
-        from launcher.serialization import encode
-
+        """What would run, as data. Nothing is written or started."""
         code = code_state(script_folder())
         path = import_path()
         plans = []
@@ -101,20 +102,18 @@ class Experiment:
                 "name": added.name,
                 "sys_path": path,
                 "code": code,
-                "call": encode(added.task),
+                "call": added.call,
             }
             plans.append(added.executor.plan(Task(name=added.name, folder=self.folder / added.folder, spec=spec)))
         return plans
 
     def dryrun(self) -> None:
         """Print exactly what would run."""
-        from launcher.serialization import to_yaml
-
         print(f"experiment {self.id}: {printable(self.title)}")
         for added, plan in zip(self._added, self.plan(), strict=True):
             print(f"\ntask {printable(added.name)} on {type(added.executor).__name__}")
             print(plan.to_text())
-            print(to_yaml(added.task), end="")
+            print(added.yaml, end="")
 
     def run(self, *, progress: bool | None = None) -> list[Result]:
         """Run the tasks, one after another, and wait for them.
@@ -148,10 +147,8 @@ class Experiment:
         ]
 
     def _write(self, record: ExperimentRecord, plans: list[Plan]) -> None:
-        from launcher.serialization import to_yaml
-
         for added, plan, task in zip(self._added, plans, record.tasks, strict=True):
-            (task.folder / "task.yaml").write_text(to_yaml(added.task), encoding="utf-8")
+            (task.folder / "task.yaml").write_text(added.yaml, encoding="utf-8")
             (task.folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
             task.append("queued")
 

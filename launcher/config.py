@@ -232,7 +232,12 @@ def _from_instance(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    return copy.deepcopy(value) if type(value) in (list, dict, set) else value
+    """What could be changed in place, copied; live objects in it stay themselves."""
+    if isinstance(value, fiddle.Buildable):
+        return copy.deepcopy(value)
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(_copied(item) for item in value) if type(value) in (list, set) else value
 
 
 def _defaults(target: Any, parameters: Mapping[str, inspect.Parameter]) -> Iterator[tuple[str, Any]]:
@@ -298,11 +303,6 @@ def _place(file: str, line: int) -> str:
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     return f"{path}:{line}"
-
-
-def clone(config: Any) -> Any:
-    """A copy of a configuration that shares nothing with it; what is shared inside it stays shared."""
-    return copy.deepcopy(config)
 
 
 def check_task(task: Any) -> None:

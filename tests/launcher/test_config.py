@@ -1,13 +1,15 @@
 """Config and Partial: changing one recipe changes no other, and mistakes are found where they are made."""
 
+import copy
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sample_tasks import Opaque, Optimizer, Precision, Schedule, Trainer, anything, train
 
-from launcher.config import Config, Partial, build, check, check_task, clone, task_name, where
+from launcher.config import Config, Partial, build, check, check_task, task_name, where
 from launcher.errors import ConfigError
 
 HERE = Path(__file__).name
@@ -26,6 +28,20 @@ def test_dataclass_defaults_become_configs_of_their_own() -> None:
     assert second.trainer.modules == ["linear_qkv"]
     assert (Optimizer().lr, Trainer().modules) == (1e-4, ["linear_qkv"])
     assert build(first)()["lr"] == 5e-5
+
+
+def test_defaults_that_are_containers_or_configs_are_not_shared() -> None:
+    lock, given = threading.Lock(), Config(Schedule)
+
+    def task(names: list[Any] = [[lock]], schedule: Any = given) -> Any:  # noqa: B006
+        return names, schedule
+
+    config: Any = Partial(task)
+    config.names[0].append("x")
+    config.schedule.warmup_steps = 1
+    assert config.names[0][0] is lock
+    assert build(Partial(task))() == ([[lock]], Schedule())
+    assert given == Config(Schedule)
 
 
 def test_a_given_dataclass_becomes_a_config_and_stays_the_givers() -> None:
@@ -47,12 +63,12 @@ def test_one_instance_given_twice_is_one_object() -> None:
     config = Config(Trainer)
     assert build(Partial(train, trainer=config, shared=config))()["same"]
     assert not build(Partial(train, trainer=Config(Trainer), shared=Config(Trainer)))()["same"]
-    assert build(clone(Partial(train, trainer=config, shared=config)))()["same"]
+    assert build(copy.deepcopy(Partial(train, trainer=config, shared=config)))()["same"]
 
 
-def test_clone_shares_nothing() -> None:
+def test_a_copy_shares_nothing() -> None:
     first = recipe()
-    second = clone(first)
+    second = copy.deepcopy(first)
     second.trainer.max_steps = 1
     second.trainer.modules.append("x")
     assert (first.trainer.max_steps, first.trainer.modules) == (100, ["linear_qkv"])
@@ -162,6 +178,6 @@ def test_equality() -> None:
     assert Config(anything, [1, (2, {"a": 3})]) == Config(anything, [1, (2, {"a": 3})])
     assert Config(anything, [1, (2, {"a": 3})]) != Config(anything, [1, (2, {"a": 4})])
     shared = Config(Trainer)
-    assert Config(anything, shared, shared) == clone(Config(anything, shared, shared))
+    assert Config(anything, shared, shared) == copy.deepcopy(Config(anything, shared, shared))
     assert Config(anything, shared, shared) != Config(anything, Config(Trainer), Config(Trainer))
     assert Config(anything, Config(Trainer), Config(Trainer)) != Config(anything, shared, shared)

@@ -99,6 +99,11 @@ def test_the_users_modules_are_found_and_ours_do_not_hide_them(tmp_path: Path) -
         assert json.loads(JobFiles(job).result.read_text()) == f"the user's {name}"
 
 
+def test_our_modules_cannot_be_imported_by_a_bare_name(tmp_path: Path) -> None:
+    assert run_worker(tmp_path, {"$partial": "errors:nearest", "args": {}}, RANK="0") == 1
+    assert json.loads(JobFiles(tmp_path).failure(0).read_text())["message"] == "No module named 'errors'"
+
+
 def test_secrets_reach_the_task_and_nothing_that_is_written(tmp_path: Path) -> None:
     JobFiles(tmp_path).secrets.write_text(json.dumps({"HF_TOKEN": "hf_abcdef"}))
     assert run_worker(tmp_path, encode(Partial(sample_tasks.echo_variable, "HF_TOKEN")), RANK="0") == 0
