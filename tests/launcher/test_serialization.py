@@ -1,5 +1,6 @@
 """Our JSON is exact: what is read back equals what was saved, with the same things shared."""
 
+import functools
 import json
 import math
 import subprocess
@@ -55,13 +56,25 @@ def test_what_is_read_back_equals_what_was_saved(value: Any) -> None:
     assert dumps(loads(text)) == text
 
 
+def shape(value: Any) -> Any:
+    """What a value is, with the types that == overlooks (1 and True) and the partials that it cannot compare."""
+    if isinstance(value, functools.partial):
+        return value.func, shape(value.args), shape(value.keywords)
+    if isinstance(value, dict):
+        return dict, [(shape(key), shape(item)) for key, item in value.items()]
+    if isinstance(value, set | frozenset):
+        return type(value), {shape(item) for item in value}
+    if isinstance(value, list | tuple):
+        return type(value), [shape(item) for item in value]
+    return type(value), value
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.recursive(leaves, containers, max_leaves=12))
 def test_the_worker_builds_what_this_process_builds(value: Any) -> None:
     config = Config(anything, value, value=value)
-    built, expected = Reader().read(json.loads(json.dumps(encode(config)))), build(config)
-    assert repr(built).partition(" at 0x")[0] == repr(expected).partition(" at 0x")[0]
-    assert [type(item) for item in built] == [type(item) for item in expected]
+    built = Reader().read(json.loads(json.dumps(encode(config))))
+    assert shape(built) == shape(build(config))
 
 
 def test_numbers_keep_their_kind() -> None:
