@@ -7,7 +7,7 @@ from gemma_models.data.batching import Batch, DataModule
 from gemma_models.data.instruction import InstructionData
 from gemma_models.data.mock import MockData
 
-# What the demo trains on, written for this project: a message in plain words, and the to-do list in it, a line a person.
+# What the demo trains on, written for this project: a message, and the to-do list in it, a line for each person.
 # Nearly every token of a response depends on its prompt: with the responses shuffled among the prompts, the held-out
 # loss must not fall.
 EXAMPLES_TRAIN = "package://gemma_models.data/examples/train.jsonl"
