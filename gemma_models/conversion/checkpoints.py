@@ -45,8 +45,7 @@ def export_hf(source: Path, output: Path, base: Path | None) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             write_assets(assets, partial, info.gemma)
-            size = sum(parameter.nbytes for parameter in model.parameters())
-            write_hf_weights(partial, hf_tensors(model), size)
+            write_hf_weights(partial, hf_tensors(model))
             partial.rename(output)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from launcher.errors import CheckpointError
 
 _INDEX = "model.safetensors.index.json"
-_SHARD_BYTES = 4 * 2**30
 
 
 class HFWeights:
@@ -70,12 +69,13 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def write_hf_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], total_bytes: int) -> None:
-    """Write tensors as they come, in files of at most 4 GiB, with an index when there are several."""
-    count = max(1, -(-total_bytes // _SHARD_BYTES))
-    limit = -(-total_bytes // count)
+def write_hf_weights(
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int = 4 * 2**30
+) -> None:
+    """Write tensors as they come, in files of at most ``max_shard_bytes``, with an index when there are several."""
     pending: dict[str, torch.Tensor] = {}
     shards: list[tuple[Path, list[str]]] = []
+    total = 0
 
     def flush() -> None:
         path = folder / f"shard-{len(shards)}.safetensors"
@@ -84,9 +84,10 @@ def write_hf_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], 
         pending.clear()
 
     for name, tensor in tensors:
-        if pending and sum(t.nbytes for t in pending.values()) + tensor.nbytes > limit:
+        if pending and sum(t.nbytes for t in pending.values()) + tensor.nbytes > max_shard_bytes:
             flush()
         pending[name] = tensor.contiguous()
+        total += tensor.nbytes
     flush()
     if len(shards) == 1:
         shards[0][0].rename(folder / "model.safetensors")
@@ -96,7 +97,7 @@ def write_hf_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], 
         final = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         path.rename(folder / final)
         weight_map |= dict.fromkeys(names, final)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
