@@ -96,12 +96,12 @@ def leave(code: Any) -> None:
 
 def hold(fifo: str, stubborn: bool = False) -> None:
     """Write the pids of this rank and of a child of its own to `fifo`, then wait to be ended."""
+    signal.alarm(DEADLINE)
     if stubborn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen(["sleep", str(2 * DEADLINE)])
     with open(fifo, "w") as pipe:
         pipe.write(f"{os.getpid()} {child.pid}\n")
-    signal.alarm(DEADLINE)
     while True:
         signal.pause()
 
