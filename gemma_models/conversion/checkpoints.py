@@ -26,7 +26,10 @@ def import_hf(source: Path, output: Path) -> Path:
     gemma = read_hf_config(source)
     precision: Literal["bf16", "fp32"] = dtype_of(source)
     with parallel_context(MegatronStrategy(), accelerator="cpu"):
-        model = build_model(transformer_config(gemma, MegatronStrategy(), precision=precision, accelerator="cpu"))
+        config = transformer_config(
+            gemma, MegatronStrategy(), precision=precision, accelerator="cpu", random_weights=False
+        )
+        model = build_model(config)
         load_hf_weights(model, source)
         output.parent.mkdir(parents=True, exist_ok=True)
         info = CheckpointInfo(gemma=gemma, precision=precision)

@@ -30,8 +30,12 @@ def transformer_config(
     *,
     precision: Literal["bf16", "fp32"],
     accelerator: Literal["gpu", "cpu"],
+    random_weights: bool = True,
 ) -> GemmaTransformerConfig:
-    """Translate a Gemma and a parallel layout into Megatron's terms."""
+    """Translate a Gemma and a parallel layout into Megatron's terms.
+
+    Without ``random_weights`` the model's memory is left as it comes: every weight is about to be loaded.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return GemmaTransformerConfig(
         gemma=gemma,
@@ -64,6 +68,7 @@ def transformer_config(
         pipeline_dtype=dtype,
         bf16=precision == "bf16",
         use_cpu_initialization=accelerator == "cpu",
+        perform_initialization=random_weights,
         tensor_model_parallel_size=strategy.tensor_model_parallel_size,
         pipeline_model_parallel_size=strategy.pipeline_model_parallel_size,
     )

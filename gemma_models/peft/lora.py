@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from typing import Any
 
@@ -24,7 +25,8 @@ class LoRALinear(MegatronModule):
     """
 
     def __init__(self, base: ColumnParallelLinear | RowParallelLinear, lora: LoRA, *, gated: bool) -> None:
-        config: TransformerConfig = base.config
+        config: TransformerConfig = copy.copy(base.config)
+        config.perform_initialization = True  # also on a base whose weights were loaded
         super().__init__(config=config)
         self.base = base
         self.gated = gated

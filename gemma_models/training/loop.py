@@ -136,7 +136,13 @@ def _prepare_model(
     gemma: GemmaConfig, trainer: Trainer, resume: AutoResume, lora: LoRA | None, *, resuming: bool
 ) -> GemmaModel:
     """This rank's model, with the weights it starts from and its adapters; a resumed run brings its own of these."""
-    config = transformer_config(gemma, trainer.strategy, precision=trainer.precision, accelerator=trainer.accelerator)
+    config = transformer_config(
+        gemma,
+        trainer.strategy,
+        precision=trainer.precision,
+        accelerator=trainer.accelerator,
+        random_weights=resume.restore_config is None,
+    )
     model = build_model(config)
     if resume.restore_config is not None and (lora is not None or not resuming):
         load_base(model, resume.restore_config)

@@ -119,7 +119,10 @@ def load_trained(
         gemma, lora, assets = info.gemma, info.lora, folder / "hf"
         weights = folder if lora is None else base or _base_of(folder, info)
     strategy = MegatronStrategy()
-    model = build_model(transformer_config(gemma, strategy, precision=precision, accelerator=accelerator))
+    config = transformer_config(
+        gemma, strategy, precision=precision, accelerator=accelerator, random_weights=False
+    )
+    model = build_model(config)
     load_base(model, RestoreConfig(path=weights))
     if lora is not None:
         apply_lora(model, lora)
