@@ -27,6 +27,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from torch.distributed.checkpoint import CheckpointException
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.assets import write_assets
@@ -100,13 +101,25 @@ def write_checkpoint(target: Path, info: CheckpointInfo, tensors: dict[str, Any]
             shutil.rmtree(partial, ignore_errors=True)
             (partial / "weights").mkdir(parents=True)
 
+    def failed(cause: str) -> CheckpointError:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+        return CheckpointError(
+            f"could not save {target}: {cause}", hint="earlier checkpoints are whole; free some space, or move log.dir"
+        )
+
     def write() -> None:
         # The queue through which Megatron hears of a write that is done. Its own comes from a process started for it,
         # which runs the user's script once more; here the write is done before the queue is read.
         filesystem_async._results_queue = queue.Queue()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own, about its own deprecated names
-            dist_checkpointing.save(tensors, str(partial / "weights"))
+            try:
+                dist_checkpointing.save(tensors, str(partial / "weights"))
+            except Exception as error:
+                # Unlike a CheckpointException this is one rank's alone, and the others wait for it inside Megatron: it
+                # cannot tell them, only leave, which ends their waiting.
+                raise failed(_root_cause(error)) from error
 
     def complete() -> None:
         if first:
@@ -117,11 +130,7 @@ def write_checkpoint(target: Path, info: CheckpointInfo, tensors: dict[str, Any]
     for part in (prepare, write, complete):
         failure = _first_failure(part)
         if failure is not None:
-            if first:
-                shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"could not save {target}: {failure}", hint="earlier checkpoints are whole; free some space, or move log.dir"
-            )
+            raise failed(failure)
 
 
 def _first_failure(part: Callable[[], None]) -> str | None:
@@ -129,7 +138,9 @@ def _first_failure(part: Callable[[], None]) -> str | None:
     failure = None
     try:
         part()
-    except Exception as error:  # whatever it is, the other ranks must hear of it before this one leaves
+    except CheckpointError:
+        raise
+    except (Exception, CheckpointException) as error:  # whatever it is, the other ranks must hear of it
         failure = _root_cause(error)
     failures: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(failures, failure)
@@ -137,8 +148,14 @@ def _first_failure(part: Callable[[], None]) -> str | None:
 
 
 def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """What went wrong at the bottom. torch's CheckpointException, which is no Exception, holds it by rank."""
+    while True:
+        if isinstance(error, CheckpointException) and error.failures:
+            error = next(iter(error.failures.values()))[0]
+        elif error.__cause__ is not None:
+            error = error.__cause__
+        else:
+            break
     return f"{type(error).__name__}: {error}"
 
 
@@ -160,7 +177,7 @@ def load_tensors(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state: dict[str, Any] = dist_checkpointing.load(tensors, str(folder / "weights"))
-    except Exception as error:  # torch and Megatron raise a dozen kinds for a file that is not as it was written
+    except (Exception, CheckpointException) as error:  # a dozen kinds, for a file that is not as it was written
         raise CheckpointError(
             f"the weights in {folder} cannot be read: {_root_cause(error)}", hint="restore the folder from a copy"
         ) from error
