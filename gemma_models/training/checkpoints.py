@@ -161,7 +161,8 @@ def _root_cause(error: BaseException) -> str:
 
 def model_tensors(model: GemmaModel, *, adapters: bool) -> dict[str, Any]:
     """The model's tensors as Megatron shards them, or its adapters' alone."""
-    tensors: dict[str, Any] = model.sharded_state_dict()
+    # Layers under numbers of their own: adapters may stand on some of them alone.
+    tensors: dict[str, Any] = model.sharded_state_dict(metadata={"non_homogeneous_layers": True})
     return {name: tensor for name, tensor in tensors.items() if not adapters or ".adapter_" in name}
 
 
