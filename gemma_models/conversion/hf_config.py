@@ -38,6 +38,8 @@ def read_hf_config(folder: Path) -> GemmaConfig:
         return _gemma_config(family, config)
     except KeyError as error:
         raise CheckpointError(f"{path} lacks {error}", hint="fetch the checkpoint again") from None
+    except TypeError as error:
+        raise CheckpointError(f"{path} has a value of the wrong type: {error}", hint="fetch the checkpoint again") from None
 
 
 def _gemma_config(family: str, config: dict[str, Any]) -> GemmaConfig:

@@ -38,7 +38,10 @@ def load_hf_weights(model: GemmaModel, folder: Path) -> None:
             names = rule.hf_names(layer)
             try:
                 full = rule.join([weights.read(name) for name in names], gemma)
-                parameter.copy_(rule.shard(full, rank, size))
+                shard = rule.shard(full, rank, size)
+                if shard.shape != parameter.shape:  # which copy_ would broadcast where it can
+                    raise RuntimeError(f"{tuple(shard.shape)} where {tuple(parameter.shape)} is needed")
+                parameter.copy_(shard)
             except RuntimeError as error:  # torch's word for shapes that do not fit
                 raise CheckpointError(
                     f"{', '.join(names)} in {folder} do not have the shape that config.json implies: {error}"
