@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from launcher.errors import ConfigError
+
 
 @dataclass(kw_only=True)
 class MegatronStrategy:
@@ -94,6 +96,12 @@ class ModelCheckpoint:
 
     every_n_train_steps: int | None = None
     save_last_k: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("every_n_train_steps", "save_last_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"log.ckpt.{name} is {value}; it must be at least 1")
 
 
 @dataclass(kw_only=True)

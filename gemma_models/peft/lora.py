@@ -7,6 +7,7 @@ import fnmatch
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
@@ -88,6 +89,12 @@ def apply_lora(model: torch.nn.Module, lora: LoRA) -> None:
         for name, module in model.named_modules()
         if isinstance(module, ColumnParallelLinear | RowParallelLinear) and name != "output_layer"
     }
+    tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
+    if lora.dim % tensor_parallel:
+        raise ConfigError(
+            f"peft.dim = {lora.dim} is not a multiple of trainer.strategy.tensor_model_parallel_size = {tensor_parallel}",
+            hint=f"peft.dim={-(-lora.dim // tensor_parallel) * tensor_parallel}",
+        )
     for name, linear in linears.items():
         matching = {target for target in lora.target_modules if matches(target, name)}
         unmatched -= matching

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from gemma_models.settings import Logger
+from launcher.errors import LaunchError
 
 
 class MetricsWriter:
@@ -25,8 +26,11 @@ class MetricsWriter:
         self._file = None
         if enabled:
             folder = Path(os.environ.get("GEMMA_LAUNCHER_JOB_DIR") or log.folder())
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+            except OSError as error:
+                raise LaunchError(f"nothing can be written to {folder}: {error}", hint="another log.dir") from None
 
     def write(self, **values: Any) -> None:
         if self._file is None:
