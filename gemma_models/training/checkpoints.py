@@ -74,8 +74,8 @@ def read_info(folder: Path) -> CheckpointInfo:
         raise CheckpointError(
             f"there is no checkpoint in {folder}", hint="import one first: gemma_models.import_checkpoint(source, output)"
         ) from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}", hint="restore the folder from a copy") from None
 
 
 def steps(folder: Path) -> dict[int, Path]:

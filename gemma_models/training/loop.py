@@ -54,7 +54,7 @@ def fit(
     data.setup(load_tokenizer(assets) if assets is not None and has_tokenizer(assets) else None)
     folder = log.folder() / "checkpoints"
     newest = find_resume(folder, resume)
-    start = 0 if newest is None else check_same_run(newest, gemma, lora).step
+    start = 0 if newest is None else check_same_run(newest, gemma, lora, trainer.precision).step
 
     with parallel_context(trainer.strategy, accelerator=trainer.accelerator, seed=trainer.seed) as device:
         model = _prepare_model(gemma, trainer, resume, lora, resuming=newest is not None)

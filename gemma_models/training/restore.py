@@ -55,10 +55,11 @@ def find_resume(folder: Path, resume: AutoResume) -> Path | None:
     )
 
 
-def check_same_run(folder: Path, gemma: GemmaConfig, lora: LoRA | None) -> CheckpointInfo:
+def check_same_run(folder: Path, gemma: GemmaConfig, lora: LoRA | None, precision: str) -> CheckpointInfo:
     """What the checkpoint to resume is. Raises CheckpointError where the recipe now describes another model."""
     info = read_info(folder)
-    for name, now, then in (("model", gemma, info.gemma), ("peft", lora, info.lora)):
+    pairs = (("model", gemma, info.gemma), ("peft", lora, info.lora), ("trainer.precision", precision, info.precision))
+    for name, now, then in pairs:
         if now != then:
             raise CheckpointError(
                 f"the run in {folder} was of another {name} than the recipe is: {then} there, {now} here",
