@@ -136,6 +136,11 @@ class Executor(ABC):
     ntasks_per_node: int = 1
     env_vars: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def ranks(self) -> int:
+        """Processes that a task gets."""
+        return self.ntasks_per_node
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         for name in kwargs:
             cls._require(name)

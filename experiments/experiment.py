@@ -77,7 +77,8 @@ class Experiment:
         from launcher.config import check_task, task_name
         from launcher.serialization import encode, to_yaml
 
-        check_task(task)
+        executor.check()
+        check_task(task, executor.ranks)
         name = task_name(task) if name is None else name
         if name in [added.name for added in self._added]:
             raise ConfigError(f"experiment {self.title!r} has a task {name!r} already", hint="name=<another>")
@@ -86,7 +87,6 @@ class Experiment:
             folder = next(
                 f"{folder}-{number}" for number in range(2, len(taken) + 3) if f"{folder}-{number}" not in taken
             )
-        executor.check()
         self._added.append(_Added(name, folder, encode(task), to_yaml(task), executor.clone()))
         return name
 

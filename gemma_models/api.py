@@ -5,12 +5,16 @@ Light: each function imports its engine when it is called, so that a recipe over
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.data import DataModule
+from gemma_models.layout import check_recipe, check_training
 from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
+from launcher.config import checked_by
+from launcher.errors import ConfigError
 
 if TYPE_CHECKING:
     from gemma_models.training.loop import TrainingResult
@@ -19,6 +23,7 @@ Accelerator = Literal["gpu", "cpu"]
 Precision = Literal["bf16", "fp32"]
 
 
+@checked_by(check_recipe)
 def train(
     model: GemmaConfig,
     data: DataModule,
@@ -34,13 +39,13 @@ def train(
     ``tokenizer`` is a Hugging Face folder, or "data": the one that travels with the weights the data is for.
     Raises LaunchError and its family for settings, data and checkpoints that cannot be used.
     """
-    from gemma_models.layout import check_training
     from gemma_models.training.loop import fit
 
-    check_training(model, trainer, data.seq_length)
+    check_training(model, trainer, data.seq_length, int(os.environ.get("WORLD_SIZE", "1")))
     return fit(model, data, trainer, optim, log, resume, peft, tokenizer)
 
 
+@checked_by(check_recipe)
 def pretrain(
     model: GemmaConfig,
     data: DataModule,
@@ -54,6 +59,7 @@ def pretrain(
     return train(model, data, trainer, log, resume, optim, None, tokenizer)
 
 
+@checked_by(check_recipe)
 def finetune(
     model: GemmaConfig,
     data: DataModule,
@@ -68,8 +74,6 @@ def finetune(
 
     Raises ConfigError without weights to start from.
     """
-    from launcher.errors import ConfigError
-
     if resume.restore_config is None:
         raise ConfigError(
             "fine-tuning starts from pretrained weights, and resume.restore_config is not set",

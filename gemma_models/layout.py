@@ -1,76 +1,99 @@
-"""Which settings cannot work together: asked before a run costs anything, and again when it starts. Light."""
+"""Which settings cannot work together. Light: asked before a run is queued, and again where it starts."""
 
 from __future__ import annotations
 
-import os
+from typing import Any
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.settings import Trainer
-from launcher.errors import ConfigError
+from launcher.config import Partial, build, where
+from launcher.errors import ConfigError, LaunchError
 
 
-def check_training(model: GemmaConfig, trainer: Trainer, seq_length: int) -> None:
+def check_recipe(recipe: Partial[Any], ranks: int) -> None:
+    """`check_training` for a recipe that is not built yet; a data module of one's own is not built for it.
+
+    Raises ConfigError naming the line that set the value.
+    """
+    try:
+        model, trainer = build(recipe.model), build(recipe.trainer)
+        check_training(model, trainer, getattr(recipe.data, "seq_length", 1), ranks)
+    except LaunchError as error:
+        if error.where is None:
+            error.where = _blame(recipe, error.message)
+        raise
+
+
+def _blame(recipe: Partial[Any], message: str) -> str | None:
+    """Where the first value that the message names was set: "trainer.devices = 3 ..." -> the line of devices."""
+    for word in message.replace(",", " ").split():
+        *path, name = word.split(".")
+        if path and path[0] in ("model", "trainer", "data"):
+            config: Any = recipe
+            for part in path:
+                config = getattr(config, part)
+            return where(config, name)
+    return None
+
+
+def check_training(model: GemmaConfig, trainer: Trainer, seq_length: int, ranks: int) -> None:
     """Raises ConfigError for a sequence, a step count or a parallel layout that this model cannot have."""
-    for name in ("max_steps", "log_every_n_steps", "val_check_interval", "limit_val_batches"):
-        value = getattr(trainer, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"trainer.{name} is {value}; it must be at least 1")
+    if trainer.max_steps < 1:
+        raise ConfigError(f"trainer.max_steps is {trainer.max_steps}; a run has at least one step")
     if seq_length > model.max_position_embeddings:
         raise ConfigError(
-            f"data.seq_length = {seq_length} is longer than the model's {model.max_position_embeddings} positions",
+            f"data.seq_length = {seq_length} is longer than the {model.max_position_embeddings} positions of the model",
             hint=f"data.seq_length={model.max_position_embeddings}",
         )
-    check_layout(model, trainer)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != trainer.num_nodes * trainer.devices:
+    _check_layout(model, trainer)
+    if ranks != trainer.num_nodes * trainer.devices:
         raise ConfigError(
-            f"the recipe is for trainer.num_nodes = {trainer.num_nodes} x trainer.devices = {trainer.devices} "
-            f"processes, and this run has {world}",
-            hint=f"trainer.devices={max(1, world // trainer.num_nodes)}, or an executor with as many tasks a node",
+            f"trainer.devices = {trainer.devices} x trainer.num_nodes = {trainer.num_nodes} is not the number of "
+            f"processes that run it, {ranks}",
+            hint=f"trainer.devices={max(1, ranks // trainer.num_nodes)}, or an executor with ntasks_per_node="
+            f"{trainer.devices}",
         )
 
 
-def check_layout(model: GemmaConfig, trainer: Trainer) -> None:
-    """Raises ConfigError where the parallel sizes do not divide the model or the processes."""
+def _check_layout(model: GemmaConfig, trainer: Trainer) -> None:
     tp = trainer.strategy.tensor_model_parallel_size
     pp = trainer.strategy.pipeline_model_parallel_size
-    world = trainer.num_nodes * trainer.devices
+    ranks = trainer.num_nodes * trainer.devices
     if min(tp, pp, trainer.num_nodes, trainer.devices) < 1:
-        raise ConfigError("trainer.num_nodes, trainer.devices and every parallel size are at least 1")
-    for name in ("num_attention_heads", "ffn_hidden_size", "vocab_size"):
+        raise ConfigError("trainer.devices, trainer.num_nodes and every parallel size must be at least 1")
+    divisible = ("num_attention_heads", "ffn_hidden_size", "vocab_size")
+    for name in divisible:
         if getattr(model, name) % tp:
             raise ConfigError(
                 f"trainer.strategy.tensor_model_parallel_size = {tp} does not divide model.{name} = "
                 f"{getattr(model, name)}",
-                hint=f"one of {_common_divisors(model)}",
+                hint=f"one of {_tensor_parallel_sizes(model, divisible)}",
             )
     if model.num_query_groups % tp and tp % model.num_query_groups:
         raise ConfigError(
             f"trainer.strategy.tensor_model_parallel_size = {tp} neither divides model.num_query_groups = "
             f"{model.num_query_groups} nor is a multiple of it",
-            hint=f"one of {_common_divisors(model)}",
+            hint=f"one of {_tensor_parallel_sizes(model, divisible)}",
         )
     if model.num_layers % pp:
+        sizes = [size for size in range(1, model.num_layers + 1) if model.num_layers % size == 0]
         raise ConfigError(
             f"trainer.strategy.pipeline_model_parallel_size = {pp} does not divide model.num_layers = "
             f"{model.num_layers}",
-            hint=f"one of {[size for size in range(1, model.num_layers + 1) if model.num_layers % size == 0]}",
+            hint=f"one of {sizes}",
         )
-    if world % (tp * pp):
+    if ranks % (tp * pp):
         raise ConfigError(
-            f"{world} processes (trainer.num_nodes x trainer.devices) cannot be shared out into groups of "
-            f"{tp} x {pp} (tensor x pipeline parallel)",
+            f"trainer.devices = {trainer.devices} x trainer.num_nodes = {trainer.num_nodes} processes cannot be shared "
+            f"out into groups of {tp} x {pp} (tensor x pipeline parallel)",
             hint=f"trainer.devices={tp * pp}",
         )
 
 
-def _common_divisors(model: GemmaConfig) -> list[int]:
-    heads = model.num_attention_heads
+def _tensor_parallel_sizes(model: GemmaConfig, divisible: tuple[str, ...]) -> list[int]:
+    groups = model.num_query_groups
     return [
         size
-        for size in range(1, heads + 1)
-        if heads % size == 0
-        and model.ffn_hidden_size % size == 0
-        and model.vocab_size % size == 0
-        and (model.num_query_groups % size == 0 or size % model.num_query_groups == 0)
+        for size in range(1, model.num_attention_heads + 1)
+        if all(getattr(model, name) % size == 0 for name in divisible) and (groups % size == 0 or size % groups == 0)
     ]

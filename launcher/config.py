@@ -24,6 +24,9 @@ from launcher.errors import ConfigError, LaunchError, nearest
 from launcher.worker import LOADING
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_CHECK = "__launch_check__"
 
 history.add_exclude_location(__file__)  # the line that set a value is the caller's, not ours
 
@@ -305,8 +308,22 @@ def _place(file: str, line: int) -> str:
     return f"{path}:{line}"
 
 
-def check_task(task: Any) -> None:
-    """Refuse what cannot be run: anything but a Config or a Partial, a wrong value in it (see `check`).
+def checked_by(check: Callable[[Any, int], None]) -> Callable[[F], F]:
+    """A decorator: before a task of this function runs, `check` sees the task and the number of its processes.
+
+    It raises a LaunchError for what cannot work there, so that it is known before anything is queued.
+    """
+
+    def mark(function: F) -> F:
+        function.__dict__[_CHECK] = check
+        return function
+
+    return mark
+
+
+def check_task(task: Any, ranks: int = 1) -> None:
+    """Refuse what cannot be run: anything but a Config or a Partial, a wrong value in it (see `check`), and what the
+    task's own check has against it (see `checked_by`). `ranks` is the number of processes that will call it.
 
     Raises ConfigError; LaunchError where a launch script without a guard is being loaded by its own job.
     """
@@ -317,6 +334,9 @@ def check_task(task: Any) -> None:
             hint='put the launch under `if __name__ == "__main__":`',
         )
     check(task)
+    own_check = getattr(fiddle.get_callable(task), _CHECK, None)
+    if own_check is not None:
+        own_check(task, ranks)
 
 
 def task_name(task: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 if TYPE_CHECKING:
@@ -59,6 +60,6 @@ def _run_here(task: Any, executor: Executor | None) -> Any:
 
     if executor is not None:
         raise ConfigError("direct=True runs in this process, and an executor elsewhere", hint="one of the two")
-    check_task(task)
+    check_task(task, int(os.environ.get("WORLD_SIZE", "1")))
     built = build(task)
     return built() if isinstance(task, Partial) else built

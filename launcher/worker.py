@@ -203,21 +203,28 @@ def redact(text: str, secrets: dict[str, str]) -> str:
 
 
 def report_failure(error: BaseException, files: JobFiles, rank: int, secrets: dict[str, str]) -> None:
-    """Write the rank's failure, then show it on stderr. The worker's own frames are left out."""
+    """Write the rank's failure, then show it on stderr. The worker's own frames are left out.
+
+    An error of our own family explains itself: it is reported by its text, and its traceback stays in the log.
+    """
     import traceback
 
     frame = error.__traceback__
     while frame is not None and frame.tb_frame.f_code.co_filename == __file__ and frame.tb_next is not None:
         frame = frame.tb_next
     text = redact("".join(traceback.format_exception(type(error), error, frame)), secrets)
+    message = redact(str(error), secrets)
+    explained = any(
+        (kind.__module__, kind.__name__) == ("launcher.errors", "LaunchError") for kind in type(error).__mro__
+    )
     write_json(
         files.failure(rank),
         {
             "rank": rank,
             "time": time.time(),
             "type": type(error).__name__,
-            "message": redact(str(error), secrets),
-            "traceback": text,
+            "message": message,
+            "traceback": message.partition("\n")[2] if explained else text,
         },
     )
     sys.stderr.write(text)

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fiddle import history
+
 from gemma_models import api
 from gemma_models.architectures import ARCHITECTURES, GemmaConfig
 from gemma_models.data import InstructionData, MockData
@@ -23,6 +25,8 @@ from gemma_models.settings import (
 )
 from launcher.config import Config, Partial
 from launcher.errors import ConfigError
+
+history.add_exclude_location(__file__)  # a value's line is the user's, who called the recipe
 
 
 @dataclass(frozen=True)

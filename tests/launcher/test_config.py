@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from sample_tasks import Opaque, Optimizer, Precision, Schedule, Trainer, anything, train
 
-from launcher.config import Config, Partial, build, check, check_task, task_name, where
+import launcher
+from launcher.config import Config, Partial, build, check, check_task, checked_by, task_name, where
 from launcher.errors import ConfigError
 
 HERE = Path(__file__).name
@@ -181,3 +182,19 @@ def test_equality() -> None:
     assert Config(anything, shared, shared) == copy.deepcopy(Config(anything, shared, shared))
     assert Config(anything, shared, shared) != Config(anything, Config(Trainer), Config(Trainer))
     assert Config(anything, Config(Trainer), Config(Trainer)) != Config(anything, shared, shared)
+
+
+def refuse_more_than_two(task: Any, ranks: int) -> None:
+    if ranks > 2:
+        raise ConfigError(f"{task.steps} steps on {ranks} ranks")
+
+
+@checked_by(refuse_more_than_two)
+def watched(steps: int = 1) -> None: ...
+
+
+def test_a_task_with_a_check_of_its_own_is_asked_before_it_runs() -> None:
+    task = Partial(watched, steps=7)
+    check_task(task, 2)
+    with pytest.raises(ConfigError, match="7 steps on 3 ranks"):
+        launcher.run(task, executor=launcher.LocalExecutor(ntasks_per_node=3))

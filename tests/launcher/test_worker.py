@@ -133,3 +133,17 @@ def test_a_crash_leaves_its_traceback(tmp_path: Path) -> None:
     text = JobFiles(tmp_path).stderr(1).read_text()
     assert "Segmentation fault" in text
     assert "in end_badly" in text
+
+
+def test_an_error_that_explains_itself_is_reported_without_its_traceback(tmp_path: Path) -> None:
+    script = tmp_path / "task.py"
+    script.write_text(
+        "from launcher.errors import DataError\n"
+        "def task():\n    raise DataError('data.jsonl:3: not JSON', hint='one JSON object a line')\n"
+    )
+    call = {"$partial": {"file": str(script), "name": "task"}, "args": {}}
+    assert run_worker(tmp_path, call, sys_path=[str(Path(worker.__file__).parents[1])], RANK="0") == 1
+    failure = json.loads(JobFiles(tmp_path).failure(0).read_text())
+    assert failure["message"] == "data.jsonl:3: not JSON\n  try: one JSON object a line"
+    assert failure["traceback"] == "  try: one JSON object a line"
+    assert "line 3, in task" in JobFiles(tmp_path).stderr(0).read_text()
