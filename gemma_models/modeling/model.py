@@ -7,6 +7,12 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 
 from gemma_models.modeling.attention import softcap
 from gemma_models.modeling.config import GemmaTransformerConfig
@@ -68,9 +74,7 @@ class GemmaModel(GPTModel):
         **kwargs: Any,
     ) -> torch.Tensor:
         if not self.post_process or labels is None or loss_mask is None:
-            return super()._postprocess(
-                hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **kwargs
-            )
+            return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **kwargs)
         # Logits over 262,144 words are the dearest part of a small Gemma: only those that the loss asks for are made.
         # Chosen in the layout of the hidden states, (s, b, h), so that their gradient keeps it.
         counts = loss_mask.bool().t()
@@ -85,8 +89,17 @@ class GemmaModel(GPTModel):
 
 def build_model(config: GemmaTransformerConfig) -> GemmaModel:
     """Build this rank's stage, with random weights; the process groups must stand."""
-    return GemmaModel(
+    model = GemmaModel(
         config,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
     )
+    if not config.perform_initialization:
+        # Megatron marks the weights that tensor parallelism splits while it draws them, and takes the gradient's norm
+        # by these marks.
+        for module in model.modules():
+            if isinstance(module, ColumnParallelLinear | RowParallelLinear | VocabParallelEmbedding):
+                if module.weight is not None:
+                    dim = 1 if isinstance(module, RowParallelLinear) else 0
+                    set_tensor_model_parallel_attributes(module.weight, is_parallel=True, dim=dim, stride=1)
+    return model
