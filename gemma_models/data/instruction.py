@@ -109,7 +109,7 @@ def read_conversations(path: str | Path) -> Iterator[tuple[int, list[tuple[str, 
     except (OSError, ModuleNotFoundError) as error:
         raise DataError(f"the data file {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     found = False
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         found = True

@@ -71,6 +71,7 @@ def test_validation_is_one_pass_over_all_ranks() -> None:
     data = ready(validation_samples=5, micro_batch_size=2)
     ranks = [list(data.validation_batches(dp_rank=rank, dp_size=2)) for rank in range(2)]
     assert [len(batches) for batches in ranks] == [2, 2]
+    assert len({int(batch["tokens"][0, 0]) for batches in ranks for batch in batches}) > 1
     assert sum(float(batch["loss_mask"].sum()) for batches in ranks for batch in batches) == 5 * 100
 
 
