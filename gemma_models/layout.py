@@ -38,8 +38,10 @@ def _blame(recipe: Partial[Any], message: str) -> str | None:
 
 def check_training(model: GemmaConfig, trainer: Trainer, seq_length: int, ranks: int) -> None:
     """Raises ConfigError for a sequence, a step count or a parallel layout that this model cannot have."""
-    if trainer.max_steps < 1:
-        raise ConfigError(f"trainer.max_steps is {trainer.max_steps}; a run has at least one step")
+    for name in ("max_steps", "log_every_n_steps", "val_check_interval", "limit_val_batches"):
+        value = getattr(trainer, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"trainer.{name} is {value}; it must be at least 1")
     if seq_length > model.max_position_embeddings:
         raise ConfigError(
             f"data.seq_length = {seq_length} is longer than the {model.max_position_embeddings} positions of the model",
