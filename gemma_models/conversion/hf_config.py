@@ -39,12 +39,16 @@ def read_hf_config(folder: Path) -> GemmaConfig:
     except KeyError as error:
         raise CheckpointError(f"{path} lacks {error}", hint="fetch the checkpoint again") from None
     except TypeError as error:
-        raise CheckpointError(f"{path} has a value of the wrong type: {error}", hint="fetch the checkpoint again") from None
+        raise CheckpointError(
+            f"{path} has a value of the wrong type: {error}", hint="fetch the checkpoint again"
+        ) from None
 
 
 def _gemma_config(family: str, config: dict[str, Any]) -> GemmaConfig:
     rope = _rope(config)
-    pattern = 2 if family == "gemma2" else config.get("sliding_window_pattern") or config.get("_sliding_window_pattern", 6)
+    pattern = (
+        2 if family == "gemma2" else config.get("sliding_window_pattern") or config.get("_sliding_window_pattern", 6)
+    )
     gemma = GemmaConfig(
         family=family,  # type: ignore[arg-type]
         num_layers=config["num_hidden_layers"],
@@ -133,6 +137,7 @@ def hf_config(gemma: GemmaConfig) -> Any:
     windowed = {"rope_type": "default", "rope_theta": gemma.rope_local_base_freq}
     return Gemma3TextConfig(
         **common,
+        sliding_window_pattern=gemma.sliding_window_pattern,
         rope_parameters={"full_attention": everywhere, "sliding_attention": windowed},
         architectures=["Gemma3ForCausalLM"],
     )
