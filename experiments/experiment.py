@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from executors.base import Executor, Failure, Handle, Plan, Status, Task
-from experiments.logs import printable
+from experiments.logs import json_lines, printable
 from experiments.progress import Watch
 from experiments.provenance import code_state, import_path, script_folder
 from experiments.store import ExperimentRecord, Store, TaskRecord, new_id, slug
 from launcher.errors import ConfigError, ExperimentFailed
-from launcher.worker import TASK_VERSION
+from launcher.worker import TASK_VERSION, JobFiles
 
 if TYPE_CHECKING:
     from launcher.config import Call
@@ -34,6 +34,10 @@ class Result:
     task: str
     folder: Path
     value: Any
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of the task's metrics.jsonl: a dict a logged step, with losses in nats a token."""
+        return json_lines(JobFiles(self.folder).metrics)[0]
 
 
 @dataclass(frozen=True)

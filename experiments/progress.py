@@ -69,16 +69,14 @@ class Bar:
             MofNCompleteColumn,
             Progress,
             TextColumn,
-            TimeElapsedColumn,
             TimeRemainingColumn,
         )
 
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=12),  # and no learning rate: a line of 80 columns holds it all
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(file=sys.stderr),
             refresh_per_second=4,
@@ -91,7 +89,7 @@ class Bar:
             self._task,
             completed=metrics.get("step", 0),
             total=metrics.get("max_steps"),
-            numbers=describe(metrics),
+            numbers=describe({name: value for name, value in metrics.items() if name != "lr"}),
         )
 
     def close(self, metrics: dict[str, Any]) -> None:

@@ -1,6 +1,10 @@
 """Gemma on Megatron-Core. What stands here is light: torch is imported when something is trained or converted."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
+
+# Megatron-Core says when it is imported, in a line a module, that it does without Apex and Transformer Engine.
+warnings.filterwarnings("ignore", module=r"megatron\.")
 
 if TYPE_CHECKING:
     from gemma_models.api import export_checkpoint as export_checkpoint

@@ -44,13 +44,8 @@ def decode(
     answers: list[list[int]] = [[] for _ in prompts]
     live = set(range(len(prompts)))
     for _ in range(max_new_tokens):
-        positions = torch.arange(tokens.shape[1], device=device) + context.sequence_len_offset
-        logits = model(
-            tokens, positions.expand_as(tokens), mask, inference_context=context, runtime_gather_output=True
-        )
-        context.sequence_len_offset += tokens.shape[1]
-        context.enable_decode_mode()
-        chosen = next_tokens(logits[:, -1], sampling, generator)
+        logits = next_logits(model, context, tokens, mask)
+        chosen = next_tokens(logits, sampling, generator)
         for row in sorted(live):
             token = int(chosen[row])
             if token in stop:
@@ -61,3 +56,19 @@ def decode(
             break
         tokens = chosen[:, None]
     return answers
+
+
+@torch.no_grad()
+def next_logits(
+    model: GemmaModel, context: StaticInferenceContext, tokens: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Read ``tokens``, int64 (b, s), after all that ``context`` has seen: the logits (b, vocab) of what follows.
+
+    ``mask``, bool (b, 1, 1, max length), hides the padding on the left.
+    """
+    positions = torch.arange(tokens.shape[1], device=tokens.device) + context.sequence_len_offset
+    logits = model(tokens, positions.expand_as(tokens), mask, inference_context=context, runtime_gather_output=True)
+    context.sequence_len_offset += tokens.shape[1]
+    context.enable_decode_mode()
+    last: torch.Tensor = logits[:, -1]
+    return last

@@ -58,4 +58,4 @@ def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
     text = shown.decode()
     assert "━" in text
     assert "2/2" in text
-    assert "loss 1.000  lr 1.0e-04  val 1.500" in text
+    assert "loss 1.000  val 1.500" in text
