@@ -187,3 +187,14 @@ def test_the_shipped_examples_fit_and_the_splits_are_apart(gemma_tokenizer: Any)
     assert len(set(prompts)) == len(prompts)
     batches = list(data.validation_batches(dp_rank=0, dp_size=1))
     assert len([row for row in rows(gemma_tokenizer, batches) if row]) == len(held_out)
+
+
+def test_every_shipped_response_lists_what_its_prompt_asks_of_whom() -> None:
+    for file in (EXAMPLES_TRAIN, EXAMPLES_VALIDATION):
+        for number, [(_, prompt), (_, response)] in read_conversations(file):
+            for line in response.split("\n"):
+                name, _, task = line.removeprefix("- ").partition(": ")
+                assert line == f"- {name}: {task}", (file, number)
+                assert name in prompt, (file, number)
+                assert task, (file, number)
+                assert task in prompt, (file, number)
