@@ -116,7 +116,7 @@ def generate(
     accelerator: Accelerator = "gpu",
     precision: Precision = "bf16",
 ) -> list[str]:
-    """Continue each prompt with the model at ``path``: a Megatron checkpoint, adapters included, or a Hugging Face folder.
+    """Continue each prompt with the model at ``path``, a Hugging Face folder or a checkpoint, with its adapters.
 
     With ``chat`` a prompt is a user's turn and the continuation the model's answer. ``temperature`` 0 is greedy.
     Raises CheckpointError for a folder that holds no Gemma, ConfigError for settings out of range.

@@ -79,9 +79,7 @@ class LoRA:
     (``*.layers.0.*.linear_qkv``). The adapter adds ``alpha / dim * B A x``; A starts Xavier-normal, B zero.
     """
 
-    target_modules: list[str] = field(
-        default_factory=lambda: ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
-    )
+    target_modules: list[str] = field(default_factory=lambda: ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"])
     dim: int = 32
     alpha: float = 32.0
     dropout: float = 0.0

@@ -52,7 +52,9 @@ def export_hf(source: Path, output: Path, base: Path | None) -> Path:
             partial.rename(output)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(f"could not write {output}: {error}", hint="free some space, or name another") from None
+            raise CheckpointError(
+                f"could not write {output}: {error}", hint="free some space, or name another"
+            ) from None
     return output
 
 

@@ -16,7 +16,7 @@ from launcher.config import Partial
 FOLDER = Path(".demo")
 # Messages that are in no file of the examples.
 PROMPTS = [
-    "Before the fair opens, Ilse must hang the lanterns, Bruno will taste the soup, and Keiko should count the tickets.",
+    "Before the fair opens, Ilse must hang the lanterns, Bruno will taste the soup and Keiko should count tickets.",
     "Thanks for waiting! Anton has to wash the red van and Mirela is to phone the dentist about Tuesday.",
     "The storm is over: Fatou can open the shutters, Piet ought to sweep the yard, and Rosa will feed the geese.",
 ]
@@ -29,8 +29,8 @@ def recipe(checkpoint: Path, name: str) -> Partial[object]:
     task.data.train_path, task.data.validation_path = EXAMPLES_TRAIN, EXAMPLES_VALIDATION
     task.data.seq_length, task.data.micro_batch_size, task.data.global_batch_size = 128, 4, 4
     task.trainer.accelerator = "cpu"
-    task.trainer.max_steps, task.trainer.val_check_interval = 100, 25
-    task.optim.config.lr, task.optim.lr_scheduler.warmup_steps = 5e-4, 10
+    task.trainer.max_steps, task.trainer.val_check_interval = 60, 20
+    task.optim.config.lr, task.optim.lr_scheduler.warmup_steps = 2e-4, 6
     return task
 
 

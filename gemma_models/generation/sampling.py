@@ -11,7 +11,7 @@ from launcher.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """``temperature`` 0 takes the likeliest token; above, tokens are drawn from the likeliest ones that make up ``top_p``.
+    """``temperature`` 0 takes the likeliest token; above, one is drawn from the likeliest that make up ``top_p``.
 
     Top-p is nucleus sampling (arXiv:1904.09751). Raises ConfigError for values outside their range.
     """

@@ -37,9 +37,7 @@ class PostNormAdd(torch.nn.Module):
     def forward(self, training: bool, fused: bool) -> _Residual:
         return self._add
 
-    def _add(
-        self, output_with_bias: tuple[torch.Tensor, Any], residual: torch.Tensor, dropout: float
-    ) -> torch.Tensor:
+    def _add(self, output_with_bias: tuple[torch.Tensor, Any], residual: torch.Tensor, dropout: float) -> torch.Tensor:
         output, _ = output_with_bias  # Gemma has neither biases nor dropout
         return residual + self.post_layernorm(output)
 

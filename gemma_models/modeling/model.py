@@ -19,6 +19,8 @@ from gemma_models.modeling.config import GemmaTransformerConfig
 from gemma_models.modeling.layers import layer_spec
 from gemma_models.modeling.rotary import DualRotaryEmbedding
 
+_SPLIT = (ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding)
+
 
 class GemmaModel(GPTModel):
     """One pipeline stage of a Gemma: scaled embeddings, Gemma's layers, capped logits over the tied embedding.
@@ -94,12 +96,11 @@ def build_model(config: GemmaTransformerConfig) -> GemmaModel:
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
     )
-    if not config.perform_initialization:
-        # Megatron marks the weights that tensor parallelism splits while it draws them, and takes the gradient's norm
-        # by these marks.
-        for module in model.modules():
-            if isinstance(module, ColumnParallelLinear | RowParallelLinear | VocabParallelEmbedding):
-                if module.weight is not None:
-                    dim = 1 if isinstance(module, RowParallelLinear) else 0
-                    set_tensor_model_parallel_attributes(module.weight, is_parallel=True, dim=dim, stride=1)
+    # Megatron marks the weights that tensor parallelism splits, and takes the gradient's norm by these marks; 0.16 does
+    # so only while it draws random weights.
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, _SPLIT) and weight is not None and not hasattr(weight, "tensor_model_parallel"):
+            dim = 1 if isinstance(module, RowParallelLinear) else 0
+            set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=dim, stride=1)
     return model

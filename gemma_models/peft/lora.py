@@ -92,7 +92,8 @@ def apply_lora(model: torch.nn.Module, lora: LoRA) -> None:
     tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
     if lora.dim % tensor_parallel:
         raise ConfigError(
-            f"peft.dim = {lora.dim} is not a multiple of trainer.strategy.tensor_model_parallel_size = {tensor_parallel}",
+            f"peft.dim = {lora.dim} is not a multiple of trainer.strategy.tensor_model_parallel_size = "
+            f"{tensor_parallel}",
             hint=f"peft.dim={-(-lora.dim // tensor_parallel) * tensor_parallel}",
         )
     for name, linear in linears.items():

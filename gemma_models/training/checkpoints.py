@@ -72,7 +72,8 @@ def read_info(folder: Path) -> CheckpointInfo:
         return CheckpointInfo(gemma=gemma, lora=None if lora is None else LoRA(**lora), **values)
     except FileNotFoundError:
         raise CheckpointError(
-            f"there is no checkpoint in {folder}", hint="import one first: gemma_models.import_checkpoint(source, output)"
+            f"there is no checkpoint in {folder}",
+            hint="import one first: gemma_models.import_checkpoint(source, output)",
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}", hint="restore the folder from a copy") from None

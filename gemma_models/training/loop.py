@@ -20,7 +20,13 @@ from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.model import GemmaModel, build_model
 from gemma_models.peft.lora import apply_lora
 from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
-from gemma_models.training.checkpoints import CheckpointInfo, restore_training, steps, training_tensors, write_checkpoint
+from gemma_models.training.checkpoints import (
+    CheckpointInfo,
+    restore_training,
+    steps,
+    training_tensors,
+    write_checkpoint,
+)
 from gemma_models.training.metrics import MetricsWriter, peak_memory
 from gemma_models.training.optimizer import build_optimizer
 from gemma_models.training.parallel import parallel_context
@@ -64,7 +70,10 @@ def fit(
             restore_training(newest, model, optimizer, adapters=lora is not None)
             scheduler.step(increment=start)
         stepper = Stepper(ddp, optimizer, device)
-        dp = {"dp_rank": parallel_state.get_data_parallel_rank(), "dp_size": parallel_state.get_data_parallel_world_size()}
+        dp = {
+            "dp_rank": parallel_state.get_data_parallel_rank(),
+            "dp_size": parallel_state.get_data_parallel_world_size(),
+        }
 
         def validate(step: int) -> float:
             batches = data.validation_batches(**dp)

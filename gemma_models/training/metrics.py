@@ -36,7 +36,9 @@ class MetricsWriter:
         if self._file is None:
             return
         self._file.write(json.dumps({**values, "time": time.time()}) + "\n")
-        shown = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items())
+        shown = (
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+        )
         print("  ".join(shown), flush=True)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from typing import Any
 
@@ -11,13 +12,19 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from gemma_models.settings import MegatronOptimizer, Trainer
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, LaunchError
 
 
 def build_optimizer(
     model: DistributedDataParallel, optim: MegatronOptimizer, trainer: Trainer
 ) -> tuple[Optimizer, OptimizerParamScheduler]:
     """AdamW over the parameters that train, with a linear warm-up and a cosine, counted in steps."""
+    if trainer.accelerator == "cpu" and importlib.util.find_spec("transformer_engine") is not None:
+        raise LaunchError(
+            "trainer.accelerator is 'cpu', and Transformer Engine is installed: Megatron-Core would give its optimizer "
+            "step to CUDA kernels",
+            hint="train on the CPU from an environment without transformer-engine, or set trainer.accelerator=gpu",
+        )
     values = optim.config
     config = OptimizerConfig(
         optimizer="adam",

@@ -120,9 +120,7 @@ def load_trained(
         gemma, lora, assets = info.gemma, info.lora, folder / "hf"
         weights = folder if lora is None else base or _base_of(folder, info)
     strategy = MegatronStrategy()
-    config = transformer_config(
-        gemma, strategy, precision=precision, accelerator=accelerator, random_weights=False
-    )
+    config = transformer_config(gemma, strategy, precision=precision, accelerator=accelerator, random_weights=False)
     model = build_model(config)
     load_base(model, RestoreConfig(path=weights))
     if lora is not None:

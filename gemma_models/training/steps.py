@@ -84,7 +84,9 @@ class Stepper:
 
     def _forward(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Any]:
         batch = next(batches)
-        output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"])
+        output = model(
+            batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"]
+        )
         return output, partial(_masked_sum, batch["loss_mask"])
 
 

@@ -51,17 +51,19 @@ def hf_model(gemma: GemmaConfig, seed: int = 0) -> Any:
 
 
 @contextlib.contextmanager
-def our_model(folder: Path, precision: Literal["bf16", "fp32"] = "fp32") -> Iterator[GemmaModel]:
-    """The Hugging Face folder as our model, on the CPU, inside its parallel context."""
+def our_model(
+    folder: Path, precision: Literal["bf16", "fp32"] = "fp32", accelerator: Literal["gpu", "cpu"] = "cpu"
+) -> Iterator[GemmaModel]:
+    """The Hugging Face folder as our model, inside its parallel context."""
     strategy = MegatronStrategy()
-    config = transformer_config(read_hf_config(folder), strategy, precision=precision, accelerator="cpu")
-    with parallel_context(strategy, accelerator="cpu"), torch.no_grad():
-        model = build_model(config)
+    config = transformer_config(read_hf_config(folder), strategy, precision=precision, accelerator=accelerator)
+    with parallel_context(strategy, accelerator=accelerator) as device, torch.no_grad():
+        model = build_model(config).to(device)
         load_hf_weights(model, folder)
         yield model.eval()
 
 
 def logits(model: GemmaModel, ids: torch.Tensor) -> torch.Tensor:
-    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     out: torch.Tensor = model(ids, positions, None)
     return out

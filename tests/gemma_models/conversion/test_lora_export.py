@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,19 +64,19 @@ def add_after_the_norm(model: torch.nn.Module) -> None:
             (layer.self_attention.linear_proj, layer.self_attn_bda),
             (layer.mlp.linear_fc2, layer.mlp_bda),
         ):
-            base, norm = linear.base, residual.post_layernorm
             held: list[torch.Tensor] = []
+            linear.register_forward_hook(partial(take_adapter_out, held))
+            residual.post_layernorm.register_forward_hook(partial(put_adapter_in, held))
 
-            def split(module: LoRALinear, args: tuple[torch.Tensor], out: tuple[torch.Tensor, None], base=base, held=held):
-                plain, _ = base(*args)
-                held.append(out[0] - plain)
-                return plain, None
 
-            def add(module: torch.nn.Module, args: tuple[torch.Tensor], out: torch.Tensor, held=held) -> torch.Tensor:
-                return out + held.pop()
+def take_adapter_out(held: list[torch.Tensor], linear: LoRALinear, args: Any, out: Any) -> Any:
+    plain, bias = linear.base(*args)
+    held.append(out[0] - plain)
+    return plain, bias
 
-            linear.register_forward_hook(split)
-            norm.register_forward_hook(add)
+
+def put_adapter_in(held: list[torch.Tensor], norm: torch.nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+    return out + held.pop()
 
 
 def test_merging_keeps_the_function(trained: Path) -> None:

@@ -1,0 +1,93 @@
+"""What the test suite cannot see without a GPU, in one run: `python -m tests.gpu.check`. It stops at what fails.
+
+Every size against Hugging Face on the GPU, a run that resumes exactly there, and generation.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import launcher as run
+from gemma_models import gemma3_1b
+from gemma_models.architectures import ARCHITECTURES, GemmaConfig
+from gemma_models.data import MockData
+from gemma_models.generation.decode import decode
+from gemma_models.generation.sampling import Sampling
+from tests.gemma_models.tiny import WINDOW, hf_model, logits, our_model, tiny
+
+TOLERANCE = 5e-4
+
+
+def main() -> None:
+    import megatron.core
+    import transformers
+
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, megatron-core {megatron.core.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for size in ARCHITECTURES:
+            check_size(size, Path(folder) / size)
+        for peft in ("none", "lora"):
+            check_resume(Path(folder), peft)
+
+
+def check_size(size: str, folder: Path) -> None:
+    """Logits past the window, in float32 within TOLERANCE and in bfloat16 as near as Hugging Face's own rounding."""
+    reference = hf_model(tiny(size))
+    reference.save_pretrained(folder)
+    reference = reference.cuda()
+    ids = torch.randint(0, 256, (2, 3 * WINDOW), generator=torch.Generator().manual_seed(1)).cuda()
+    with torch.no_grad():
+        expected = reference(ids).logits
+        rounded = reference.bfloat16()(ids).logits
+    with our_model(folder, "fp32", "gpu") as model:
+        ours = logits(model, ids)
+        said = decode(model, ids.tolist(), max_new_tokens=8, stop=set(), sampling=Sampling())
+    difference = (ours - expected).abs().max().item()
+    require(difference <= TOLERANCE, f"{size}: fp32 logits differ by {difference}")
+    with our_model(folder, "bf16", "gpu") as model:
+        ours_rounded = logits(model, ids)
+    error = (ours_rounded - expected).abs().mean().item()
+    theirs = (rounded - expected).abs().mean().item()
+    require(error <= 1.1 * theirs, f"{size}: bf16 logits are {error} from fp32's, Hugging Face's {theirs}")
+    print(f"{size}: max |logit difference| fp32 {difference:.1e}; bf16 error {error:.1e} (Hugging Face {theirs:.1e})")
+    require(all(len(answer) == 8 for answer in said), f"{size}: generation gave {said}")
+
+
+def check_resume(folder: Path, peft: str) -> None:
+    """Ten steps, and five resumed to ten, end at the same loss, in bfloat16."""
+    losses = []
+    for name, stops in (("straight", [10]), ("resumed", [5, 10])):
+        for stop in stops:
+            task = recipe(folder, f"{peft}-{name}", tiny("gemma3_1b"), peft)
+            task.trainer.max_steps = stop
+            result = run.run(task, direct=True)
+        losses.append(result["loss"])
+    require(losses[0] == losses[1], f"{peft}: the resumed run ends at {losses[1]}, the straight one at {losses[0]}")
+    print(f"peft {peft}: a resumed run ends at the same loss, {losses[0]}")
+
+
+def recipe(folder: Path, name: str, gemma: GemmaConfig, peft: str) -> Any:
+    task = gemma3_1b.finetune_recipe(name=name, dir=folder, peft_scheme=peft)
+    task.model = run.Config(GemmaConfig, **asdict(gemma))
+    task.data = run.Config(MockData, vocab_size=256, seq_length=32, micro_batch_size=2, global_batch_size=4)
+    task.resume.restore_config.path, task.resume.resume_if_exists = folder / "gemma3_1b", True
+    task.trainer.val_check_interval = None
+    task.optim.config.lr, task.optim.lr_scheduler.warmup_steps, task.optim.lr_scheduler.decay_steps = 1e-2, 1, 10
+    return task
+
+
+def require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise SystemExit(f"FAILED {otherwise}")
+
+
+if __name__ == "__main__":
+    main()

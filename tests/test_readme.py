@@ -1,0 +1,63 @@
+"""The README's examples, run as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def execute(script: str, folder: Path) -> str:
+    (folder / "script.py").write_text(script)
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def gemma_launch(*arguments: str) -> str:
+    command = [str(Path(sys.executable).with_name("gemma-launch")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_launch_script_and_the_commands_after_it(tmp_path: Path) -> None:
+    *_, last = execute(SCRIPTS[0], tmp_path).splitlines()
+    experiment, loss = last.split()
+    assert float(loss) < 6.0, "ln(1024) = 6.9 is where an untrained model stands"
+    commands = re.findall(r"^    \$ gemma-launch (.*)", README, re.MULTILINE)
+    assert len(commands) == 3
+    listing, status, logs = (gemma_launch(*command.split()) for command in commands)
+    header = re.search(r"^    (ID  +STATUS.*)", README, re.MULTILINE)
+    assert header is not None
+    assert listing.splitlines()[0] == header[1]
+    assert experiment in listing
+    assert "succeeded" in status
+    assert "step 20" not in logs, "rank 0 writes the metrics"
+
+
+def test_the_debugging_example(tmp_path: Path) -> None:
+    assert "'step': 3" in execute(SCRIPTS[1], tmp_path)
+
+
+def test_the_fine_tuning_example(tmp_path: Path, hf_gemma3_270m: Path) -> None:
+    (tmp_path / ".demo").symlink_to(hf_gemma3_270m.parent)
+    shorter = SCRIPTS[2].replace("= 60, None", "= 2, None")
+    assert shorter != SCRIPTS[2]
+    execute(shorter, tmp_path)
+    assert (tmp_path / "todo-hf" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("word", ["make demo", "make test"])
+def test_the_two_commands_are_the_makefiles(word: str) -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    assert word in README
+    assert f"\n{word.removeprefix('make ')}:" in makefile
