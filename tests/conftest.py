@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +23,10 @@ def hf_gemma3_270m() -> Path:
     """The real Gemma 3 270M as a Hugging Face folder; never to be written to."""
     from gemma_models.demo.weights import fetch
 
-    cache = os.environ.get("GEMMA_LAUNCHER_TEST_CACHE") or Path(__file__).parent.parent / ".demo"
-    return fetch(Path(cache) / "gemma-3-270m")
+    cache = Path(os.environ.get("GEMMA_LAUNCHER_TEST_CACHE") or Path(__file__).parent.parent / ".demo")
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "fetching.lock"):  # one of the processes that test makes it, the others wait
+        return fetch(cache / "gemma-3-270m")
 
 
 @pytest.fixture(scope="session")

@@ -27,10 +27,10 @@ def recipe(checkpoint: Path, name: str) -> Partial[object]:
     task = gemma3_270m.finetune_recipe(name=name, dir=FOLDER / "runs")
     task.resume.restore_config.path = checkpoint.resolve()
     task.data.train_path, task.data.validation_path = EXAMPLES_TRAIN, EXAMPLES_VALIDATION
-    task.data.seq_length, task.data.micro_batch_size, task.data.global_batch_size = 128, 4, 4
+    task.data.seq_length, task.data.micro_batch_size, task.data.global_batch_size = 96, 4, 4
     task.trainer.accelerator = "cpu"
     task.trainer.max_steps, task.trainer.val_check_interval = 60, 20
-    task.optim.config.lr, task.optim.lr_scheduler.warmup_steps = 2e-4, 6
+    task.optim.config.lr, task.optim.lr_scheduler.warmup_steps = 1e-3, 6
     return task
 
 

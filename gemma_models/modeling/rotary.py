@@ -29,6 +29,11 @@ class DualRotaryEmbedding(torch.nn.Module):
             gemma.kv_channels, 1.0, rotary_base=gemma.rope_theta, seq_len_interpolation_factor=scale, **options
         )
         self.get_rotary_seq_len = self.global_table.get_rotary_seq_len
+        self._made: dict[int, torch.Tensor] = {}
 
     def forward(self, max_seq_len: int, **options: Any) -> torch.Tensor:
-        return torch.stack([self.local_table(max_seq_len, **options), self.global_table(max_seq_len, **options)])
+        # Kept here and not in the cache of Megatron's own forward, which keeps every model of a process alive.
+        if max_seq_len not in self._made:
+            tables = [self.local_table.get_emb(max_seq_len), self.global_table.get_emb(max_seq_len)]
+            self._made = {max_seq_len: torch.stack(tables)}
+        return self._made[max_seq_len]

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
@@ -58,6 +57,8 @@ def fit(
     assets = assets_of(resume) if tokenizer == "data" else Path(tokenizer).expanduser()
     # Data that is not text needs no tokenizer, and random weights come without one: the data module says if it does.
     data.setup(load_tokenizer(assets) if assets is not None and has_tokenizer(assets) else None)
+    if trainer.val_check_interval:
+        data.validation_batches(dp_rank=0, dp_size=1)  # missing data is an error now, and not when the model is loaded
     folder = log.folder() / "checkpoints"
     newest = find_resume(folder, resume)
     start = 0 if newest is None else check_same_run(newest, gemma, lora, trainer.precision).step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ def parallel_context(
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         if not dist.is_initialized():
+            gc.collect()  # an earlier run's model lies in cycles, and with it its groups' sockets and its memory
             _initialise_process_group(accelerator, device)
             stack.callback(dist.destroy_process_group)
         if not parallel_state.model_parallel_is_initialized():

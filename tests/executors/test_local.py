@@ -2,7 +2,6 @@
 
 import json
 import os
-import select
 import socket
 import stat
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import sample_tasks
+from processes import has_ended
 
 from executors.base import Handle, JobState, Plan, Status, Task
 from executors.local import LocalExecutor, free_port
@@ -49,7 +49,7 @@ class Held:
     def wait_until_gone(self) -> None:
         """Returns when every process has ended; the deadline is there to fail by."""
         for watch in self.watches:
-            ended, _, _ = select.select([watch], [], [], 30)
+            ended = has_ended(watch)
             os.close(watch)
             assert ended, f"one of {self.pids} outlived its task"
 
@@ -144,7 +144,7 @@ def test_what_a_finished_rank_left_running_is_ended(tmp_path: Path) -> None:
         watch = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    assert select.select([watch], [], [], 30)[0]
+    assert has_ended(watch)
     os.close(watch)
 
 

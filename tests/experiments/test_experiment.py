@@ -2,7 +2,6 @@
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import sample_tasks
+from processes import has_ended
 from sample_tasks import Trainer, end_badly, report_rank, train
 
 import launcher as run
@@ -51,7 +51,7 @@ class Launched:
 
     def wait_until_gone(self, pids: slice = slice(None)) -> None:
         for watch in self.watches[pids]:
-            assert select.select([watch], [], [], 30)[0], f"one of {self.pids} outlived its launcher"
+            assert has_ended(watch), f"one of {self.pids} outlived its launcher"
         for watch in self.watches:
             os.close(watch)
 
