@@ -39,7 +39,7 @@ class Stepper:
         model.config.no_sync_func = model.no_sync
 
     def train(self, micro_batches: list[Batch]) -> tuple[float, float, int]:
-        """One optimizer step: the loss in nats a token, the norm of the gradient, and the tokens that this rank read."""
+        """One optimizer step: the loss in nats a token, the gradient's norm, and the tokens that this rank read."""
         self.model.train()
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
