@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Accelerator = Literal["gpu", "cpu"]
 Precision = Literal["bf16", "fp32"]
 
+_WEIGHTS_HINT = 'recipe.resume.restore_config.path = "FOLDER", a Megatron or Hugging Face checkpoint'
+
 
 @checked_by(check_recipe)
 def train(
@@ -41,6 +43,10 @@ def train(
     """
     from gemma_models.training.loop import fit
 
+    if peft is not None and resume.restore_config is None:
+        raise ConfigError(
+            "peft puts adapters on pretrained weights, and resume.restore_config is not set", hint=_WEIGHTS_HINT
+        )
     check_training(model, trainer, data.seq_length, int(os.environ.get("WORLD_SIZE", "1")))
     return fit(model, data, trainer, optim, log, resume, peft, tokenizer)
 
@@ -77,7 +83,7 @@ def finetune(
     if resume.restore_config is None:
         raise ConfigError(
             "fine-tuning starts from pretrained weights, and resume.restore_config is not set",
-            hint='recipe.resume.restore_config.path = "FOLDER", a Megatron or Hugging Face checkpoint',
+            hint=_WEIGHTS_HINT,
         )
     return train(model, data, trainer, log, resume, optim, peft, tokenizer)
 

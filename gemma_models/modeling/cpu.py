@@ -41,6 +41,8 @@ class _CudaMeansCpu(TorchFunctionMode):
 class _NoStream:
     """A stream or event on which everything has happened already."""
 
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+
     def wait_stream(self, other: object) -> None: ...
 
     def wait_event(self, event: object) -> None: ...
@@ -59,7 +61,7 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
     "empty_cache": lambda: None,
     "current_stream": lambda device=None: _NoStream(),
     "default_stream": lambda device=None: _NoStream(),
-    "Stream": lambda *args, **kwargs: _NoStream(),
+    "Stream": _NoStream,  # a class, since annotations of modules imported meanwhile name it
     "stream": lambda stream: contextlib.nullcontext(),
 }
 
