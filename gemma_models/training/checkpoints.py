@@ -18,7 +18,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,10 @@ _OPTIMIZER_LAYOUT = {"chained_optim_avoid_prefix": True}
 
 @dataclass(kw_only=True)
 class CheckpointInfo:
-    """What checkpoint.json says. ``base`` is the checkpoint that adapters stand on; ``run`` whose training it is."""
+    """What checkpoint.json says. ``base`` is the checkpoint that adapters stand on; ``run`` whose training it is.
+
+    ``files`` holds the size in bytes of each file in weights/, by which a damaged copy is known before it is read.
+    """
 
     gemma: GemmaConfig
     precision: str
@@ -51,6 +54,7 @@ class CheckpointInfo:
     base: str | None = None
     run: str | None = None
     world_size: int = 1
+    files: dict[str, int] = field(default_factory=dict)
 
     def dump(self) -> str:
         return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=2)
@@ -125,7 +129,9 @@ def write_checkpoint(target: Path, info: CheckpointInfo, tensors: dict[str, Any]
     def complete() -> None:
         if first:
             write_assets(assets, partial / "hf", info.gemma)
-            (partial / "checkpoint.json").write_text(info.dump(), encoding="utf-8")
+            sizes = {path.name: path.stat().st_size for path in (partial / "weights").iterdir()}
+            whole = dataclasses.replace(info, files=sizes)
+            (partial / "checkpoint.json").write_text(whole.dump(), encoding="utf-8")
             partial.rename(target)
 
     for part in (prepare, write, complete):
@@ -175,14 +181,20 @@ def load_model(model: GemmaModel, folder: Path, *, adapters: bool = False) -> No
 
 def load_tensors(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
     """Read what ``tensors`` describes. Raises CheckpointError where the files do not hold it."""
+    hint = "restore the folder from a copy"
+    for name, size in read_info(folder).files.items():
+        path = folder / "weights" / name
+        found = path.stat().st_size if path.exists() else 0
+        if found != size:
+            raise CheckpointError(
+                f"the weights in {folder} cannot be read: {name} has {found} of its {size} bytes", hint=hint
+            )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state: dict[str, Any] = dist_checkpointing.load(tensors, str(folder / "weights"))
     except (Exception, CheckpointException) as error:  # a dozen kinds, for a file that is not as it was written
-        raise CheckpointError(
-            f"the weights in {folder} cannot be read: {_root_cause(error)}", hint="restore the folder from a copy"
-        ) from error
+        raise CheckpointError(f"the weights in {folder} cannot be read: {_root_cause(error)}", hint=hint) from error
     # Megatron also returns what it does not shard, whoever asked: a training checkpoint's optimizer settings.
     return {name: state[name] for name in tensors}
 

@@ -155,7 +155,7 @@ def test_a_truncated_file_is_named(copied: Path) -> None:
         assert "try: restore the folder from a copy" in str(raised.value)
 
 
-@pytest.mark.parametrize("missing", ["weights/metadata.json", "weights/.metadata", "weights/common.pt", "weights"])
+@pytest.mark.parametrize("missing", ["weights/metadata.json", "weights/.metadata", "weights/__0_0.distcp", "weights"])
 def test_a_missing_file_is_an_error(copied: Path, missing: str) -> None:
     checkpoint = copied / "checkpoints" / "step_0000002"
     path = checkpoint / missing
@@ -218,7 +218,6 @@ def test_a_finished_run_returns_at_once(copied: Path) -> None:
     [
         ({"model": replace(SMALLEST, hidden_size=64)}, "model"),
         ({"model": replace(SMALLEST, sliding_window=17)}, "model"),
-        ({"peft": LoRA(dim=4)}, "peft"),
         ({"precision": "bf16"}, "trainer.precision"),
     ],
 )

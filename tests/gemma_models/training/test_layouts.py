@@ -61,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[
             spread.append(
                 recipe(root, f"{name}-lora-{layout}", strategy=LAYOUTS[layout], devices=2, resume=True, **start)
             )
-        spread.append(recipe(root, "odd", strategy=LAYOUTS["tp"], devices=2, peft=LoRA(dim=3)))
+        spread.append(recipe(root, "odd", strategy=LAYOUTS["tp"], devices=2, **start | {"peft": LoRA(dim=3)}))
         result = launcher.run(Partial(one_after_another, tasks=spread), executor=TWO, progress=False)
         yield root, result.value
 

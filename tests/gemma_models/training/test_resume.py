@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gemma_runs import SMALLEST, losses, one_after_another, recipe
+from megatron.core.dist_checkpointing import load_common_state_dict
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import launcher
@@ -34,7 +35,7 @@ def state(checkpoint: Path, scratch: Path) -> dict[str, torch.Tensor]:
     dcp_to_torch_save(checkpoint / "weights", scratch)
     tensors = torch.load(scratch, weights_only=False)  # the random states of ranks are objects
     found = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
-    common = torch.load(checkpoint / "weights" / "common.pt", weights_only=True)["optimizer"]
+    common = load_common_state_dict(str(checkpoint / "weights"))["optimizer"]
     found["step"] = common.get("optimizer", common)["state"]["common_step"]
     return found
 
