@@ -21,7 +21,8 @@ from launcher.errors import ConfigError, ExecutorError, SerializationError
 
 HOSTILE = ["a'b\"c", "two\nlines", "; touch x", "$(touch x)", "--help", "ünïcödé 実験", "../../etc", "x" * 300]
 HOLD = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
 sys.path.insert(0, {samples!r})
 import launcher as run, sample_tasks
 if __name__ == "__main__":
