@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.data import DataModule
-from gemma_models.layout import check_recipe, check_training
+from gemma_models.layout import check_recipe, check_schedule, check_training
 from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
 from launcher.config import checked_by
 from launcher.errors import ConfigError
@@ -48,6 +48,7 @@ def train(
             "peft puts adapters on pretrained weights, and resume.restore_config is not set", hint=_WEIGHTS_HINT
         )
     check_training(model, trainer, data.seq_length, int(os.environ.get("WORLD_SIZE", "1")))
+    check_schedule(optim, trainer.max_steps)
     return fit(model, data, trainer, optim, log, resume, peft, tokenizer)
 
 

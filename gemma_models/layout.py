@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gemma_models.architectures import GemmaConfig
-from gemma_models.settings import Trainer
+from gemma_models.settings import MegatronOptimizer, Trainer
 from launcher.config import Partial, build, where
 from launcher.errors import ConfigError, LaunchError
 
@@ -18,6 +18,7 @@ def check_recipe(recipe: Partial[Any], ranks: int) -> None:
     try:
         model, trainer = build(recipe.model), build(recipe.trainer)
         check_training(model, trainer, getattr(recipe.data, "seq_length", 1), ranks)
+        check_schedule(build(recipe.optim), trainer.max_steps)
     except LaunchError as error:
         if error.where is None:
             error.where = _blame(recipe, error.message)
@@ -28,7 +29,7 @@ def _blame(recipe: Partial[Any], message: str) -> str | None:
     """Where the first value that the message names was set: "trainer.devices = 3 ..." -> the line of devices."""
     for word in message.replace(",", " ").split():
         *path, name = word.split(".")
-        if path and path[0] in ("model", "trainer", "data"):
+        if path and path[0] in ("model", "trainer", "data", "optim"):
             config: Any = recipe
             for part in path:
                 config = getattr(config, part)
@@ -55,6 +56,20 @@ def check_training(model: GemmaConfig, trainer: Trainer, seq_length: int, ranks:
             hint=f"trainer.devices={max(1, ranks // trainer.num_nodes)}, or an executor with ntasks_per_node="
             f"{trainer.devices}",
         )
+
+
+def check_schedule(optim: MegatronOptimizer, max_steps: int) -> None:
+    """Raises ConfigError for a warm-up, or a last learning rate, that leaves no room for the cosine between them."""
+    scheduler, lr = optim.lr_scheduler, optim.config.lr
+    decay_steps = scheduler.decay_steps or max_steps
+    if not 0 <= scheduler.warmup_steps < decay_steps:
+        raise ConfigError(
+            f"optim.lr_scheduler.warmup_steps = {scheduler.warmup_steps} leaves nothing of the {decay_steps} steps "
+            "in which the learning rate falls",
+            hint=f"optim.lr_scheduler.warmup_steps={decay_steps // 10}",
+        )
+    if not 0.0 <= scheduler.min_lr <= lr:
+        raise ConfigError(f"optim.lr_scheduler.min_lr = {scheduler.min_lr} is not between 0 and optim.config.lr = {lr}")
 
 
 def _check_layout(model: GemmaConfig, trainer: Trainer) -> None:

@@ -41,7 +41,7 @@ def test_the_launch_script_and_the_commands_after_it(tmp_path: Path) -> None:
     assert listing.splitlines()[0] == header[1]
     assert experiment in listing
     assert "succeeded" in status
-    assert "step 20" not in logs, "rank 0 writes the metrics"
+    assert "step 20" in logs
 
 
 def test_the_debugging_example(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_the_fine_tuning_example(tmp_path: Path, hf_gemma3_270m: Path) -> None:
     shorter = SCRIPTS[2].replace("= 60, None", "= 2, None")
     assert shorter != SCRIPTS[2]
     execute(shorter, tmp_path)
-    assert (tmp_path / "todo-hf" / "model.safetensors").is_file()
+    assert list(tmp_path.glob("todo-*-hf/model.safetensors"))
 
 
 @pytest.mark.parametrize("word", ["make demo", "make test"])

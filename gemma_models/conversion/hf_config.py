@@ -23,7 +23,8 @@ def read_hf_config(folder: Path) -> GemmaConfig:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder} holds no config.json", hint="name the folder of a Hugging Face Gemma checkpoint"
+            f"{folder} holds no config.json",
+            hint="name the folder of a Hugging Face Gemma checkpoint, or the checkpoints/step_N of a run",
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}", hint="fetch the checkpoint again") from None

@@ -93,6 +93,8 @@ def _turns(messages: Sequence[tuple[str, str]], respond: bool) -> list[tuple[str
     """Roles checked and in Gemma's words, texts trimmed, the system text moved into the first user turn."""
     turns = [("model" if role == "assistant" else role, text.strip()) for role, text in messages]
     for number, (role, text) in enumerate(turns):
+        if role not in ("system", "user", "model"):
+            raise DataError(f"message {number + 1} has the role {role!r}", hint="system, user, model or assistant")
         if not text:
             raise DataError(f"message {number + 1} ({role}) is empty")
     if turns and turns[0][0] == "system":

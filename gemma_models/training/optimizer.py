@@ -12,7 +12,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from gemma_models.settings import MegatronOptimizer, Trainer
-from launcher.errors import ConfigError, LaunchError
+from launcher.errors import LaunchError
 
 
 def build_optimizer(
@@ -46,14 +46,6 @@ def build_optimizer(
 def _schedule(optimizer: Any, optim: MegatronOptimizer, trainer: Trainer) -> OptimizerParamScheduler:
     scheduler, lr, decay = optim.lr_scheduler, optim.config.lr, optim.config.weight_decay
     decay_steps = scheduler.decay_steps or trainer.max_steps
-    if not 0 <= scheduler.warmup_steps < decay_steps:
-        raise ConfigError(
-            f"optim.lr_scheduler.warmup_steps = {scheduler.warmup_steps} leaves nothing of the {decay_steps} steps "
-            "in which the learning rate falls",
-            hint=f"optim.lr_scheduler.warmup_steps={decay_steps // 10}",
-        )
-    if not 0.0 <= scheduler.min_lr <= lr:
-        raise ConfigError(f"optim.lr_scheduler.min_lr = {scheduler.min_lr} is not between 0 and optim.config.lr = {lr}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return OptimizerParamScheduler(

@@ -37,8 +37,9 @@ def parallel_context(
         else:
             if not torch.cuda.is_available():
                 raise LaunchError(
-                    "trainer.accelerator is 'gpu', but torch sees no GPU in this process",
-                    hint="run on a machine with a GPU, or choose the CPU: trainer.accelerator=cpu",
+                    "the accelerator is 'gpu', but torch sees no GPU in this process",
+                    hint="run on a machine with a GPU, or choose the CPU: trainer.accelerator=cpu of a recipe, "
+                    "accelerator='cpu' of generate",
                 )
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)

@@ -87,7 +87,7 @@ def test_a_message_cannot_end_its_own_turn(gemma_tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([("user", "a"), ("robot", "b")], "turn 2 is 'robot' where 'model' must speak"),
+        ([("user", "a"), ("robot", "b")], "message 2 has the role 'robot'\n  try: system, user, model or assistant"),
         ([("model", "a")], "turn 1 is 'model' where 'user' must speak"),
         ([("user", "a"), ("user", "b")], "turn 2 is 'user' where 'model' must speak"),
         ([("user", "a"), ("system", "b")], "turn 2 is 'system' where 'model' must speak"),

@@ -73,7 +73,7 @@ USER, MODEL = {"role": "user", "content": "a"}, {"role": "model", "content": "b"
         (bad(messages=["a"]), "a message must be an object, not 'a'"),
         (bad(messages=[USER, {"role": "model"}]), "the field 'content' is missing; it has 'role'"),
         (bad(messages=[USER, MODEL], prompt="a"), "both messages and prompt/response"),
-        (bad(messages=[USER, {"role": "tool", "content": "b"}]), "turn 2 is 'tool' where 'model' must speak"),
+        (bad(messages=[USER, {"role": "tool", "content": "b"}]), "message 2 has the role 'tool'"),
         (bad(messages=[USER]), "the last message must be the model's"),
     ],
 )

@@ -188,7 +188,7 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     task.trainer.accelerator = "gpu"
     with pytest.raises(LaunchError) as raised:
         run(task)
-    assert "trainer.accelerator is 'gpu', but torch sees no GPU in this process" in str(raised.value)
+    assert "the accelerator is 'gpu', but torch sees no GPU in this process" in str(raised.value)
     assert "choose the CPU: trainer.accelerator=cpu" in str(raised.value)
 
 
