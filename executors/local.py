@@ -6,6 +6,7 @@ launcher that is killed takes its ranks with it (worker.follow).
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -15,10 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from executors.base import Executor, Handle, JobState, Plan, Process, Status, Task
 from executors.failures import Exit, first_failure
@@ -84,7 +85,8 @@ class LocalExecutor(Executor):
         handles: list[Handle] = []
         try:
             for plan in plans:
-                handles.append(LocalHandle(plan, self.grace))
+                with _interrupts_deferred():
+                    handles.append(LocalHandle(plan, self.grace))
         except BaseException:
             self.cancel(handles)
             raise
@@ -108,6 +110,28 @@ class LocalExecutor(Executor):
                 _own(handle).signal(signal.SIGKILL)
             self.wait(handles)
             raise
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """A Ctrl-C between starting a process and noting it down would leave it running: it waits until this is over.
+
+    Signals whose handler is not Python's own code stay as they are; they reach the main thread alone.
+    """
+    pending: list[int] = []
+    handlers: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handlers = {number: signal.getsignal(number) for number in numbers if callable(signal.getsignal(number))}
+    try:
+        for number in handlers:
+            signal.signal(number, lambda caught, frame: pending.append(caught))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if pending:
+            signal.raise_signal(pending[0])
 
 
 def _own(handle: Handle) -> LocalHandle:
