@@ -7,8 +7,12 @@ with run.Experiment("gemma3-sft") as experiment:
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -125,7 +129,8 @@ class Experiment:
         progress: True shows a bar, False plain lines now and then; None a bar where stderr is a terminal.
 
         Every task runs, whether or not one before it failed. Raises ExperimentFailed for the first that did, and
-        KeyboardInterrupt after a Ctrl-C, when all processes have ended and the experiment says cancelled.
+        KeyboardInterrupt after a Ctrl-C, a SIGTERM or a SIGHUP (its terminal was closed), when all processes have ended
+        and the experiment says cancelled.
         """
         if not self._added:
             raise ConfigError(f"experiment {self.title!r} has no task", hint="experiment.add(...)")
@@ -134,8 +139,9 @@ class Experiment:
         self._write(record, plans)
         print(f"experiment {self.id}: {record.folder}", file=sys.stderr)
         try:
-            for added, plan, task in zip(self._added, plans, record.tasks, strict=True):
-                _run_one(added.executor, plan, task, progress)
+            with _ended_like_ctrl_c():
+                for added, plan, task in zip(self._added, plans, record.tasks, strict=True):
+                    _run_one(added.executor, plan, task, progress)
         finally:
             for task in record.tasks:  # what an interrupt or an error has kept from running
                 if task.status is Status.QUEUED:
@@ -155,6 +161,24 @@ class Experiment:
             (task.folder / "task.yaml").write_text(added.yaml, encoding="utf-8")
             (task.folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
             task.append("queued")
+
+
+@contextlib.contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt here, so that they too end the ranks, delete the secrets and say so.
+
+    A signal that somebody ignores (nohup) or handles already is left to them. Signals reach the main thread alone.
+    """
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        for number in taken:
+            signal.signal(number, signal.default_int_handler)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run_one(executor: Executor, plan: Plan, task: TaskRecord, progress: bool | None) -> None:

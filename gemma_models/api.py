@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.data import DataModule
@@ -128,6 +128,11 @@ def generate(
     With ``chat`` a prompt is a user's turn and the continuation the model's answer. ``temperature`` 0 is greedy.
     Raises CheckpointError for a folder that holds no Gemma, ConfigError for settings out of range.
     """
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ConfigError(f"prompts is {prompts!r}; it must be a list of texts", hint=f"prompts=[{str(prompts)!r}]")
+    for name, value, choices in (("accelerator", accelerator, Accelerator), ("precision", precision, Precision)):
+        if value not in get_args(choices):
+            raise ConfigError(f"{name} is {value!r}", hint=" or ".join(map(repr, get_args(choices))))
     from gemma_models.generation.generate import generate_texts
     from gemma_models.generation.sampling import Sampling
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.settings import MegatronOptimizer, Trainer
-from launcher.config import Partial, build, where
+from launcher.config import Call, Partial, build, where
 from launcher.errors import ConfigError, LaunchError
 
 
@@ -15,6 +15,12 @@ def check_recipe(recipe: Partial[Any], ranks: int) -> None:
 
     Raises ConfigError naming the line that set the value.
     """
+    if not isinstance(recipe.data, Call) and not hasattr(recipe.data, "train_batches"):
+        raise ConfigError(
+            f"data is {recipe.data!r}, which is no data module",
+            where=where(recipe, "data"),
+            hint="recipe.data = run.Config(InstructionData, train_path=...)",
+        )
     try:
         model, trainer = build(recipe.model), build(recipe.trainer)
         check_training(model, trainer, getattr(recipe.data, "seq_length", 1), ranks)

@@ -6,6 +6,7 @@ changed on a machine without torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -52,6 +53,17 @@ class OptimizerConfig:
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
     clip_grad: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "adam_eps", "clip_grad"):
+            value = getattr(self, name)
+            if not 0.0 <= value < math.inf:
+                raise ConfigError(f"optim.config.{name} is {value}; it must be a number of 0 or more")
+        if not self.adam_eps:
+            raise ConfigError("optim.config.adam_eps is 0; what it keeps from being divided by 0 then is")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"optim.config.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from gemma_models.conversion.assets import write_assets
+from gemma_models.conversion.assets import say_dtype, write_assets
 from gemma_models.conversion.hf_config import read_hf_config
 from gemma_models.conversion.safetensors_io import dtype_of, write_hf_weights
 from gemma_models.conversion.weights import hf_tensors, load_hf_weights
@@ -48,6 +48,7 @@ def export_hf(source: Path, output: Path, base: Path | None) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             write_assets(assets, partial, info.gemma)
+            say_dtype(partial, info.precision)
             write_hf_weights(partial, hf_tensors(model))
             partial.rename(output)
         except OSError as error:

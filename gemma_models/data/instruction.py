@@ -106,7 +106,7 @@ def read_conversations(path: str | Path) -> Iterator[tuple[int, list[tuple[str, 
     """(line number, [(role, text), ...]) of each example in the file. Raises DataError with file and line."""
     try:
         content = _locate(path).read_bytes()
-    except (OSError, ModuleNotFoundError) as error:
+    except (OSError, ModuleNotFoundError, ValueError) as error:
         raise DataError(f"the data file {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     found = False
     for number, line in enumerate(content.split(b"\n"), start=1):
@@ -117,7 +117,7 @@ def read_conversations(path: str | Path) -> Iterator[tuple[int, list[tuple[str, 
             yield number, _messages(json.loads(line))
         except DataError as error:
             raise DataError(f"{path}:{number}: {error.message}", hint=error.hint) from error
-        except ValueError as error:  # not JSON, or not UTF-8
+        except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
             raise DataError(f"{path}:{number}: not JSON: {error}", hint="one JSON object a line") from error
     if not found:
         raise DataError(f"{path}: no examples in it")
@@ -153,4 +153,8 @@ def _text(record: Any, field: str) -> str:
         raise DataError(f"the field {field!r} must be text, not {record[field]!r}")
     if not record[field].strip():
         raise DataError(f"the field {field!r} is empty")
+    try:
+        record[field].encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no tokenizer reads
+        raise DataError(f"the field {field!r} is not text: {error}") from error
     return str(record[field])

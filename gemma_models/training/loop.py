@@ -29,7 +29,7 @@ from gemma_models.training.checkpoints import (
 from gemma_models.training.metrics import MetricsWriter, peak_memory
 from gemma_models.training.optimizer import build_optimizer
 from gemma_models.training.parallel import parallel_context
-from gemma_models.training.restore import assets_of, check_same_run, find_resume, load_base, run_id
+from gemma_models.training.restore import assets_of, base_path, check_same_run, find_resume, load_base, run_id
 from gemma_models.training.steps import Stepper, wrap
 from launcher.errors import LaunchError
 
@@ -56,12 +56,13 @@ def fit(
     """Train; called in every process of the run. Raises LaunchError where the loss stops being a number."""
     assets = assets_of(resume) if tokenizer == "data" else Path(tokenizer).expanduser()
     # Data that is not text needs no tokenizer, and random weights come without one: the data module says if it does.
-    data.setup(load_tokenizer(assets) if assets is not None and has_tokenizer(assets) else None)
+    named = tokenizer != "data"  # a tokenizer that was asked for is there, or an error
+    data.setup(load_tokenizer(assets) if assets is not None and (named or has_tokenizer(assets)) else None)
     if trainer.val_check_interval:
         data.validation_batches(dp_rank=0, dp_size=1)  # missing data is an error now, and not when the model is loaded
-    folder = log.folder() / "checkpoints"
+    folder = log.folder().absolute() / "checkpoints"  # a result is read from other folders, too
     newest = find_resume(folder, resume)
-    start = 0 if newest is None else check_same_run(newest, gemma, lora, trainer.precision).step
+    start = 0 if newest is None else check_same_run(newest, gemma, lora, trainer.precision, resume).step
 
     with parallel_context(trainer.strategy, accelerator=trainer.accelerator, seed=trainer.seed) as device:
         model = _prepare_model(gemma, trainer, resume, lora, resuming=newest is not None)
@@ -83,13 +84,12 @@ def fit(
             return loss
 
         def save(step: int) -> None:
-            restore = resume.restore_config
             info = CheckpointInfo(
                 gemma=gemma,
                 precision=trainer.precision,
                 step=step,
                 lora=lora,
-                base=str(Path(restore.path).expanduser().resolve()) if lora and restore else None,
+                base=base_path(resume) if lora else None,
                 run=run_id(),
                 world_size=dist.get_world_size(),
             )

@@ -55,10 +55,28 @@ def find_resume(folder: Path, resume: AutoResume) -> Path | None:
     )
 
 
-def check_same_run(folder: Path, gemma: GemmaConfig, lora: LoRA | None, precision: str) -> CheckpointInfo:
-    """What the checkpoint to resume is. Raises CheckpointError where the recipe now describes another model."""
+def base_path(resume: AutoResume) -> str | None:
+    """The weights that a run starts from, as a checkpoint of adapters names them."""
+    restore = resume.restore_config
+    return None if restore is None else str(Path(restore.path).expanduser().resolve())
+
+
+def check_same_run(
+    folder: Path, gemma: GemmaConfig, lora: LoRA | None, precision: str, resume: AutoResume
+) -> CheckpointInfo:
+    """What the checkpoint to resume is. Raises CheckpointError where the recipe now describes another model.
+
+    Adapters go on upon the weights they were trained on; another folder is believed to be those, moved, where they are
+    no longer in their own.
+    """
     info = read_info(folder)
-    pairs = (("model", gemma, info.gemma), ("peft", lora, info.lora), ("trainer.precision", precision, info.precision))
+    pairs: list[tuple[str, object, object]] = [
+        ("model", gemma, info.gemma),
+        ("peft", lora, info.lora),
+        ("trainer.precision", precision, info.precision),
+    ]
+    if lora is not None and info.base is not None and Path(info.base).is_dir():
+        pairs.append(("resume.restore_config.path", base_path(resume), info.base))
     for name, now, then in pairs:
         if now != then:
             raise CheckpointError(

@@ -15,6 +15,7 @@ from megatron.core.transformer.module import Float16Module
 
 from gemma_models.data import Batch
 from gemma_models.modeling.model import GemmaModel
+from launcher.errors import DataError
 
 _Loss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -59,6 +60,7 @@ class Stepper:
         return total / tokens if tokens else float("nan")
 
     def _run(self, micro_batches: list[Batch], forward_only: bool = False) -> tuple[float, float]:
+        _check_tokens(micro_batches, self.model.config.gemma.vocab_size)
         rows, length = micro_batches[0]["tokens"].shape
         losses = self.schedule(
             forward_step_func=self._forward,
@@ -88,6 +90,18 @@ class Stepper:
             batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"]
         )
         return output, partial(_masked_sum, batch["loss_mask"])
+
+
+def _check_tokens(batches: list[Batch], vocab_size: int) -> None:
+    """Raises DataError for a token that the model does not know: split over ranks, an embedding reads it as nothing."""
+    for batch in batches:
+        for ids in (batch["tokens"], batch["labels"][batch["loss_mask"] > 0]):
+            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+                wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+                raise DataError(
+                    f"the data holds token {wrong}, and the model knows those below model.vocab_size = {vocab_size}",
+                    hint="the model's own tokenizer, or for made-up data data.vocab_size=" + str(vocab_size),
+                )
 
 
 def _masked_sum(mask: torch.Tensor, losses: torch.Tensor) -> _Loss:

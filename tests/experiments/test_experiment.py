@@ -28,7 +28,7 @@ import launcher as run, sample_tasks
 if __name__ == "__main__":
     with run.Experiment("held") as experiment:
         held = run.Partial(sample_tasks.hold, fifo={fifo!r}, stubborn={stubborn})
-        executor = run.LocalExecutor(ntasks_per_node=2, grace=0.3, launcher={launcher!r})
+        executor = run.LocalExecutor(ntasks_per_node=2, grace=0.3, launcher={launcher!r}, env_vars={{"HF_TOKEN": "x"}})
         experiment.add(held, executor=executor, name="one")
         experiment.add(run.Partial(sample_tasks.report_rank), executor=run.LocalExecutor(), name="two")
         experiment.run()
@@ -198,6 +198,19 @@ def test_ctrl_c_ends_everything_and_says_cancelled(tmp_path: Path, stubborn: boo
     assert launched.process.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in shown
     launched.wait_until_gone()
+    assert [task.status for task in only_experiment().tasks] == [Status.CANCELLED, Status.CANCELLED]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_launcher_told_to_end_does_as_after_ctrl_c(tmp_path: Path, number: signal.Signals) -> None:
+    """`kill`, a scheduler's notice, a terminal that is closed: nothing lost, and no secret left behind."""
+    launched = Launched(tmp_path)
+    secrets = only_experiment().task("one").files.secrets
+    assert secrets.exists()
+    launched.process.send_signal(number)
+    launched.process.communicate()
+    launched.wait_until_gone()
+    assert not secrets.exists()
     assert [task.status for task in only_experiment().tasks] == [Status.CANCELLED, Status.CANCELLED]
 
 

@@ -68,6 +68,8 @@ USER, MODEL = {"role": "user", "content": "a"}, {"role": "model", "content": "b"
         (bad(prompt="a", response=None), "the field 'response' must be text, not None"),
         (bad(prompt="a", response=""), "the field 'response' is empty"),
         (bad(prompt=" \n", response="b"), "the field 'prompt' is empty"),
+        (bad(prompt="a\ud800", response="b"), "the field 'prompt' is not text: 'utf-8' codec can't encode"),
+        ("[" * 100_000, "not JSON: maximum recursion depth exceeded"),
         (bad(messages=[]), "the field 'messages' must be a list of messages"),
         (bad(messages="a"), "the field 'messages' must be a list of messages"),
         (bad(messages=["a"]), "a message must be an object, not 'a'"),
@@ -102,6 +104,7 @@ def test_a_file_that_cannot_be_read_is_named(gemma_tokenizer: Any, tmp_path: Pat
         (tmp_path / "none.jsonl", "No such file or directory"),
         (tmp_path, "Is a directory"),
         ("package://gemma_models.data/examples/none.jsonl", "No such file or directory"),
+        ("package://", "Empty module name"),
         ("package://no_such_package/train.jsonl", "No module named 'no_such_package'"),
     ]
     for path, why in unreadable:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from gemma_runs import LENGTH, SMALLEST, UnevenData, losses, metrics, recipe
+from gemma_runs import LENGTH, SMALLEST, VOCABULARY, UnevenData, losses, metrics, recipe
 
 import launcher
 from gemma_models import api
@@ -18,7 +20,7 @@ from gemma_models.data import Batch
 from gemma_models.settings import MegatronStrategy
 from gemma_models.training.parallel import parallel_context
 from gemma_models.training.restore import load_trained
-from launcher.errors import CheckpointError, ConfigError, LaunchError
+from launcher.errors import CheckpointError, ConfigError, DataError, LaunchError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -152,6 +154,11 @@ REFUSED: list[tuple[str, Any, str, str | None]] = [
     ("log.ckpt.save_last_k", 0, "log.ckpt.save_last_k is 0; it must be at least 1", None),
     ("optim.lr_scheduler.warmup_steps", 20, "warmup_steps = 20 leaves nothing of the 20 steps", "warmup_steps=2"),
     ("optim.lr_scheduler.min_lr", 1.0, "min_lr = 1.0 is not between 0 and optim.config.lr = 0.005", None),
+    ("optim.config.lr", math.nan, "optim.config.lr is nan; it must be a number of 0 or more", None),
+    ("optim.config.weight_decay", -1.0, "optim.config.weight_decay is -1.0; it must be", None),
+    ("optim.config.adam_eps", 0.0, "optim.config.adam_eps is 0", None),
+    ("optim.config.adam_beta2", 1.0, "optim.config.adam_beta2 is 1.0; it must be at least 0 and below 1", None),
+    ("data", "train.jsonl", "data is 'train.jsonl', which is no data module", "run.Config(InstructionData"),
     ("model.num_query_groups", 3, "num_attention_heads = 4 is not a multiple of model.num_query_groups = 3", None),
 ]
 
@@ -220,6 +227,58 @@ def test_weights_that_are_not_there(tmp_path: Path, path: str, message: str, hin
     with pytest.raises(CheckpointError, match=message) as raised:
         run(recipe(tmp_path, "run", base=base))  # type: ignore[arg-type]
     assert hint is None or hint in str(raised.value)
+
+
+@pytest.mark.parametrize("wrong", [VOCABULARY, -1])
+@pytest.mark.parametrize("field", ["tokens", "labels"])
+def test_a_token_that_the_model_does_not_know(tmp_path: Path, field: str, wrong: int) -> None:
+    task = recipe(tmp_path, "run")
+    task.data = launcher.Config(WrongToken, field=field, wrong=wrong)
+    with pytest.raises(DataError, match=f"token {wrong}, and .* below model.vocab_size = {VOCABULARY}"):
+        run(task)
+
+
+@dataclass(kw_only=True)
+class WrongToken(UnevenData):
+    """One token outside the vocabulary, and labels outside it where they do not count."""
+
+    field: str
+    wrong: int
+
+    def train_batches(self, *, start_step: int, dp_rank: int, dp_size: int, seed: int) -> Iterator[list[Batch]]:
+        for batches in super().train_batches(start_step=start_step, dp_rank=dp_rank, dp_size=dp_size, seed=seed):
+            for batch in batches:
+                batch["labels"][batch["loss_mask"] == 0] = 2**40
+                batch[self.field][batch["loss_mask"] == 1] = self.wrong
+            yield batches
+
+
+def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
+    task = recipe(tmp_path, "run")
+    task.tokenizer = str(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="nowhere holds no tokenizer"):
+        run(task)
+
+
+def test_the_checkpoint_is_named_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(recipe(Path("here"), "run", steps=1))["checkpoint"] == str(
+        tmp_path / "here/run/checkpoints/step_0000001"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompts": "one text"}, "prompts is 'one text'; it must be a list of texts"),
+        ({"prompts": [5]}, r"prompts is \[5\]; it must be"),
+        ({"precision": "fp16"}, "precision is 'fp16'"),
+        ({"accelerator": "cuda"}, "accelerator is 'cuda'"),
+    ],
+)
+def test_what_cannot_be_generated(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        api.generate("nowhere", **{"prompts": ["a"], **given})
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import launcher
 from gemma_models import api
+from gemma_models.conversion.hf_config import read_hf_config
 from gemma_models.settings import LoRA
 from launcher.errors import CheckpointError
 
@@ -191,3 +192,42 @@ def test_adapters_whose_base_is_gone(good: Path, tmp_path: Path) -> None:
         api.export_checkpoint(adapters, tmp_path / "merged")
     assert "try: say where they are: export_checkpoint(source, output, base=FOLDER)" in str(raised.value)
     assert (api.export_checkpoint(adapters, tmp_path / "merged", base=moved) / WEIGHTS).is_file()
+
+
+def test_adapters_go_on_upon_their_own_base(good: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(good, tmp_path / "base"))
+    other = Path(shutil.copytree(good, tmp_path / "other"))
+    launcher.run(recipe(tmp_path, "lora", steps=1, base=base, peft=LoRA(dim=4)), direct=True)
+    onward = recipe(tmp_path, "lora", steps=2, base=other, peft=LoRA(dim=4), resume=True)
+    with pytest.raises(CheckpointError, match=f"another resume.restore_config.path than .*: {base} there, {other} her"):
+        launcher.run(onward, direct=True)
+    shutil.rmtree(base)  # moved, then
+    assert launcher.run(onward, direct=True)["step"] == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_export_loads_in_the_dtype_of_its_weights(folder: Path, tmp_path: Path, precision: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config(dtype={"fp32": "bfloat16", "bf16": "float32"}[precision])(folder)
+    result = launcher.run(recipe(tmp_path, "run", steps=1, base=folder, precision=precision), direct=True)
+    exported = api.export_checkpoint(result["checkpoint"], tmp_path / "out")
+    expected = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    assert load_file(exported / WEIGHTS)[NORM].dtype == expected
+    assert AutoModelForCausalLM.from_pretrained(exported).dtype == expected
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": 64}, {"architectures": ["LlamaForCausalLM"]}, {"hidden_size": 0}])
+def test_a_tokenizers_folder_may_hold_another_models_config(
+    folder: Path, gemma_tokenizer: Any, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """As when pretraining with the tokenizer of a larger model: what is saved describes what was trained."""
+    tokenizer = tmp_path / "tokenizer"
+    gemma_tokenizer.save_pretrained(tokenizer)
+    shutil.copyfile(folder / "config.json", tokenizer / "config.json")
+    config(**change)(tokenizer)
+    task = recipe(tmp_path, "run", steps=1)
+    task.tokenizer = str(tokenizer)
+    exported = api.export_checkpoint(launcher.run(task, direct=True)["checkpoint"], tmp_path / "out")
+    assert read_hf_config(exported) == SMALLEST
+    assert (exported / "tokenizer.json").exists()
