@@ -16,11 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fiddle
-from fiddle import history
-
 from launcher import typecheck
 from launcher.errors import ConfigError, LaunchError, nearest
+from launcher.lazy_fiddle import fiddle, history
 from launcher.worker import LOADING
 
 T = TypeVar("T")

@@ -14,10 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fiddle
-
 from launcher.config import Config, Partial, arguments, where
 from launcher.errors import SerializationError
+from launcher.lazy_fiddle import fiddle
 from launcher.worker import SCRIPT_MODULE, Reader
 
 VERSION = 1

@@ -14,7 +14,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, Union
 
-import fiddle
+from launcher.lazy_fiddle import fiddle
 
 
 def hints(target: Any) -> dict[str, Any]:
