@@ -40,6 +40,10 @@ class ExecutorError(LaunchError, AttributeError):
     """An executor that cannot be (a misspelt attribute, a bad count) or a place that cannot run a job."""
 
 
+class PackagingError(LaunchError):
+    """Code that cannot travel: no repository, a pattern that nothing fits, files that clash or cannot be read."""
+
+
 class StoreError(LaunchError):
     """An experiment that is not there, or a folder of one that cannot be read or written."""
 
