@@ -184,6 +184,85 @@ def test_equality() -> None:
     assert Config(anything, Config(Trainer), Config(Trainer)) != Config(anything, shared, shared)
 
 
+def crowded(walk: int = 1, clone: str = "mine", broadcast: Any = None, diff: float = 0.5) -> None: ...
+
+
+def test_a_clone_shares_nothing_that_can_be_changed() -> None:
+    names = ["a"]
+    first: Any = Partial(train, trainer=Config(Trainer, modules=names), shared={"x": [names]})
+    second = first.clone(scale=3)
+    assert (first.scale, second.scale) == (1.0, 3)
+    assert second.trainer.modules is second.shared["x"][0]
+    second.trainer.modules.append("b")
+    second.shared["x"].append(1)
+    second.optim.schedule.warmup_steps = 0
+    assert first == Partial(train, trainer=Config(Trainer, modules=(kept := ["a"])), shared={"x": [kept]})
+    assert (where(second, "scale") or "").startswith(str(Path(__file__).relative_to(Path.cwd())))
+    with pytest.raises(ConfigError, match="train has no parameter 'scal'"):
+        first.clone(scal=1)
+    with pytest.raises(ConfigError, match=r"a live object in this configuration cannot be copied: .*lock"):
+        Partial(train, shared=threading.Lock()).clone()
+
+
+def test_broadcast_sets_a_value_wherever_it_is_taken() -> None:
+    config: Any = Partial(anything, Config(Schedule), [Config(Trainer)], {"x": Config(Optimizer)}, warmup_steps=1)
+    assert config.broadcast(warmup_steps=7) is config
+    assert (config[0].warmup_steps, config.warmup_steps, config[2]["x"].schedule.warmup_steps) == (7, 7, 7)
+    assert HERE in (where(config[0], "warmup_steps") or "")
+    before = config.clone()
+    with pytest.raises(ConfigError, match="nothing in this configuration takes an argument 'warmup_step'") as caught:
+        config.broadcast(warmup_steps=1, warmup_step=1)
+    assert (caught.value.hint or "").startswith("'warmup_steps'")
+    assert config == before
+
+
+def test_walk_visits_every_configuration_once_and_sets_by_function() -> None:
+    trainer: Any = Config(Trainer)
+    config: Any = Partial(train, trainer=trainer, shared=[trainer, {"s": Config(Schedule)}])
+    met = []
+    assert config.walk(lambda path, nested: met.append((path, nested))) is config
+    assert [path for path, _ in met] == ["", "trainer", "optim", "optim.schedule", "shared[1]['s']"]
+    assert met[1][1] is trainer
+    config.walk(lr=lambda optim: optim.lr / 10, max_steps=lambda trainer: trainer.max_steps + 1)
+    assert (config.optim.lr, config.trainer.max_steps) == (1e-5, 101)
+    with pytest.raises(ConfigError, match="takes an argument 'max_stps'"):
+        config.walk(max_stps=lambda _: 1)
+
+
+def test_diff_gives_a_row_a_value() -> None:
+    first: Any = recipe()
+    second = first.clone()
+    assert first.diff(second) == []
+    second.trainer.max_steps = 500
+    second.optim.schedule = None
+    second.trainer.modules.append("linear_proj")
+    second.trainer.extra["a"] = 1
+    assert list(map(str, first.diff(second))) == [
+        "trainer.max_steps: 100 -> 500",
+        "trainer.modules: ['linear_qkv'] -> ['linear_qkv', 'linear_proj']",
+        "trainer.extra['a']: unset -> 1",
+        "optim.schedule: a Config of Schedule -> None",
+    ]
+    assert first.diff(second)[0] == ("trainer.max_steps", 100, 500)
+    assert str(first.diff(Config(Schedule))[0]) == "the whole: a Partial of train -> a Config of Schedule"
+    second = first.clone()
+    second.shared = second.trainer
+    third = first.clone(shared=Config(Trainer))
+    [row] = second.diff(third)
+    assert str(row) == "shared: the same object as trainer -> a Config of Trainer"
+
+
+def test_a_parameter_of_a_methods_name_hides_the_method() -> None:
+    config: Any = Config(crowded, diff=0.75)
+    config.walk = 2
+    assert (config.walk, config.clone, config.broadcast, config.diff) == (2, "mine", None, 0.75)
+    free: Any = Config(anything, clone=3)
+    assert free.clone == 3
+    assert free.diff(Config(anything, clone=3)) == []
+    assert copy.deepcopy(config) == config
+    assert build(Config(dict, walk=1)) == {"walk": 1}
+
+
 def refuse_more_than_two(task: Any, ranks: int) -> None:
     if ranks > 2:
         raise ConfigError(f"{task.steps} steps on {ranks} ranks")

@@ -1,0 +1,86 @@
+"""Whose a value is: what a recipe is given or has by default becomes its own, so that changing it changes no other."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from launcher.errors import ConfigError
+from launcher.lazy_fiddle import fiddle, history
+from launcher.tree import caller
+
+history.add_exclude_location(__file__)
+
+
+def owned(value: Any, memo: dict[int, Any]) -> Any:
+    """A dataclass instance as a Config of its own, however deep in containers; anything else as it is.
+
+    A value that needs no change keeps its identity, so that what a person shares stays shared.
+    """
+    if id(value) in memo:
+        return memo[id(value)][0]
+    changed: Any = value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = _from_instance(value, memo)
+    elif type(value) in (list, tuple):
+        items = [owned(item, memo) for item in value]
+        if any(new is not old for new, old in zip(items, value, strict=True)):
+            changed = type(value)(items)
+    elif type(value) is dict:
+        pairs = {key: owned(item, memo) for key, item in value.items()}
+        if any(pairs[key] is not value[key] for key in value):
+            changed = pairs
+    memo[id(value)] = (changed, value)  # the value too: its id must not be given to another meanwhile
+    return changed
+
+
+def _from_instance(value: Any, memo: dict[int, Any]) -> Any:
+    from launcher.config import Config
+
+    taken = {field.name for field in dataclasses.fields(value) if field.init}
+    for name, parameter in signature(type(value)).items():
+        if name not in taken and parameter.default is parameter.empty:
+            cls = type(value).__name__
+            raise ConfigError(
+                f"this {cls} cannot be taken apart: it does not keep its argument {name!r}",
+                where=caller(),
+                hint=f"run.Config({cls}, ...)",
+            )
+    # Containers are copied: the instance stays the caller's own.
+    fields = {name: owned(_copied(getattr(value, name)), memo) for name in taken}
+    return Config(type(value), **fields)
+
+
+def _copied(value: Any) -> Any:
+    """What could be changed in place, copied; live objects in it stay themselves."""
+    if isinstance(value, fiddle.Buildable):
+        return copy.deepcopy(value)
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(_copied(item) for item in value) if type(value) in (list, set) else value
+
+
+def own_defaults(target: Any, parameters: Mapping[str, inspect.Parameter]) -> Iterator[tuple[str, Any]]:
+    """The defaults that could be changed in place: each recipe gets its own, as Configs where they are dataclasses."""
+    factories: dict[str, Any] = {}
+    if dataclasses.is_dataclass(target):
+        factories = {field.name: field.default_factory for field in dataclasses.fields(target)}
+    for name, parameter in parameters.items():
+        default = parameter.default
+        if factories.get(name, dataclasses.MISSING) is not dataclasses.MISSING:
+            default = factories[name]()
+        elif default is parameter.empty:
+            continue
+        own = owned(_copied(default), {})
+        if isinstance(own, fiddle.Buildable | list | dict | set) or own is not default:
+            yield name, own
+
+
+def signature(target: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:  # a builtin such as dict, which says nothing of its arguments
+        return inspect.signature(target.__call__).parameters
