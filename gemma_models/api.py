@@ -1,4 +1,4 @@
-"""What one does with a Gemma: train, pretrain, fine-tune, generate, import and export checkpoints.
+"""What one does with a Gemma: train, pretrain, fine-tune, validate, generate, import and export checkpoints.
 
 Light: each function imports its engine when it is called, so that a recipe over it is built without torch.
 """
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.data import DataModule
-from gemma_models.layout import check_recipe, check_schedule, check_training
+from gemma_models.layout import check_recipe, check_schedule, check_training, check_validation
 from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
 from launcher.config import checked_by
 from launcher.errors import ConfigError
 
 if TYPE_CHECKING:
     from gemma_models.training.loop import TrainingResult
+    from gemma_models.training.validation import ValidationResult
 
 Accelerator = Literal["gpu", "cpu"]
 Precision = Literal["bf16", "fp32"]
@@ -87,6 +88,30 @@ def finetune(
             hint=_WEIGHTS_HINT,
         )
     return train(model, data, trainer, log, resume, optim, peft, tokenizer)
+
+
+@checked_by(check_validation)
+def validate(
+    model: GemmaConfig,
+    data: DataModule,
+    trainer: Trainer,
+    log: Logger,
+    resume: AutoResume,
+    optim: MegatronOptimizer | None = None,
+    peft: LoRA | None = None,
+    tokenizer: str = "data",
+) -> ValidationResult:
+    """The loss of a checkpoint on the validation data, in nats a token, over every process as `train` has them.
+
+    The checkpoint is ``resume.restore_config.path``, or the newest of the run in ``log.dir/log.name`` with
+    ``resume.resume_if_exists``; where it holds adapters, they are loaded with it. ``optim`` and ``peft`` are there so
+    that a training recipe can be validated as it is; nothing is trained.
+    Raises LaunchError and its family for settings, data and checkpoints that cannot be used.
+    """
+    from gemma_models.training.validation import measure
+
+    check_training(model, trainer, data.seq_length, int(os.environ.get("WORLD_SIZE", "1")))
+    return measure(model, data, trainer, log, resume, tokenizer)
 
 
 def import_checkpoint(source: str | Path, output: str | Path) -> Path:

@@ -11,10 +11,25 @@ from launcher.errors import ConfigError, LaunchError
 
 
 def check_recipe(recipe: Partial[Any], ranks: int) -> None:
-    """`check_training` for a recipe that is not built yet; a data module of one's own is not built for it.
+    """`check_training` and `check_schedule` for a recipe that is not built yet; a data module is not built for it.
 
     Raises ConfigError naming the line that set the value.
     """
+    _check_unbuilt(recipe, ranks, schedule=True)
+
+
+def check_validation(recipe: Partial[Any], ranks: int) -> None:
+    """The same for a recipe that only takes the validation loss: whatever its schedule, but not without data for it."""
+    _check_unbuilt(recipe, ranks, schedule=False)
+    if getattr(recipe.data, "validation_path", "") is None:
+        raise ConfigError(
+            "validation is asked for, and data.validation_path is not set",
+            where=where(recipe.data, "validation_path"),
+            hint="data.validation_path=FILE.jsonl",
+        )
+
+
+def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
     if not isinstance(recipe.data, Call) and not hasattr(recipe.data, "train_batches"):
         raise ConfigError(
             f"data is {recipe.data!r}, which is no data module",
@@ -24,7 +39,8 @@ def check_recipe(recipe: Partial[Any], ranks: int) -> None:
     try:
         model, trainer = build(recipe.model), build(recipe.trainer)
         check_training(model, trainer, getattr(recipe.data, "seq_length", 1), ranks)
-        check_schedule(build(recipe.optim), trainer.max_steps)
+        if schedule:
+            check_schedule(build(recipe.optim), trainer.max_steps)
     except LaunchError as error:
         if error.where is None:
             error.where = _blame(recipe, error.message)

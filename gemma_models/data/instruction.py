@@ -28,11 +28,12 @@ class InstructionData:
     control token is data (see `chat`). A path "package://some.package/file.jsonl" is a file that an installed package
     ships, so that a recipe that names it holds on every machine.
 
+    `train_path` may be None where nothing is trained (`api.validate`).
     `overlong` says what becomes of an example of more tokens than `seq_length` allows: an error, or the tail cut off.
     Every method raises DataError for what cannot be used, naming file and line.
     """
 
-    train_path: str | Path
+    train_path: str | Path | None
     validation_path: str | Path | None = None
     seq_length: int = 2048
     micro_batch_size: int = 1
@@ -49,13 +50,16 @@ class InstructionData:
                 "text needs a tokenizer, and none came with the weights",
                 hint="recipe.tokenizer=FOLDER, a Hugging Face folder with tokenizer.json",
             )
-        self._train = self._load(self.train_path, tokenizer)
+        self._train = None if self.train_path is None else self._load(self.train_path, tokenizer)
         self._validation = None if self.validation_path is None else self._load(self.validation_path, tokenizer)
 
     def train_batches(self, *, start_step: int, dp_rank: int, dp_size: int, seed: int) -> Iterator[list[Batch]]:
-        index = shuffled(len(self._train), seed)
+        train = self._train
+        if train is None:
+            raise DataError("training is asked for, and data.train_path is None", hint="data.train_path=FILE.jsonl")
+        index = shuffled(len(train), seed)
         return stream(
-            lambda position: self._train[index(position)],
+            lambda position: train[index(position)],
             start_step=start_step,
             dp_rank=dp_rank,
             dp_size=dp_size,

@@ -1,9 +1,28 @@
-"""Ready-made ways to train each size of Gemma, from one table. Light: no torch, no network, no token."""
+"""Ready-made ways to train each size of Gemma, from one table. Light: no torch, no network, no token.
 
-from gemma_models.recipes.recipes import Recipes
-from gemma_models.recipes.table import FINETUNE, LORA, PRETRAIN
+The names are known without fiddle, so that a command line can list and complete them at once.
+"""
 
-gemma3_270m = Recipes("gemma3_270m", pretrain=PRETRAIN, finetune=FINETUNE, lora=LORA)
-gemma3_1b = Recipes("gemma3_1b", pretrain=PRETRAIN, finetune=FINETUNE, lora=LORA)
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Recipes", "gemma3_1b", "gemma3_270m"]
+if TYPE_CHECKING:
+    from gemma_models.recipes.recipes import Recipes as Recipes
+    from gemma_models.recipes.recipes import gemma3_1b as gemma3_1b
+    from gemma_models.recipes.recipes import gemma3_270m as gemma3_270m
+    from gemma_models.recipes.recipes import validation_of as validation_of
+    from gemma_models.recipes.table import FINETUNE as FINETUNE
+    from gemma_models.recipes.table import LORA as LORA
+    from gemma_models.recipes.table import PRETRAIN as PRETRAIN
+
+SIZES = ("gemma3_270m", "gemma3_1b")
+"""The sizes that have recipes: `gemma_models.recipes.gemma3_1b.finetune_recipe()` and so on."""
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in (*SIZES, "Recipes", "validation_of"):
+        return getattr(import_module("gemma_models.recipes.recipes"), name)
+    if name in ("FINETUNE", "LORA", "PRETRAIN"):
+        return getattr(import_module("gemma_models.recipes.table"), name)
+    raise AttributeError(f"gemma_models.recipes has no {name!r}; it has {', '.join(SIZES)}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fiddle import history
-
 from gemma_models import api
 from gemma_models.architectures import ARCHITECTURES, GemmaConfig
 from gemma_models.data import InstructionData, MockData
-from gemma_models.recipes.table import Defaults
+from gemma_models.recipes.table import FINETUNE, LORA, PRETRAIN, Defaults
 from gemma_models.settings import (
     AutoResume,
     CosineAnnealing,
@@ -23,8 +22,9 @@ from gemma_models.settings import (
     RestoreConfig,
     Trainer,
 )
-from launcher.config import Config, Partial
+from launcher.config import Config, Partial, arguments, task_name
 from launcher.errors import ConfigError
+from launcher.lazy_fiddle import history
 
 history.add_exclude_location(__file__)  # a value's line is the user's, who called the recipe
 
@@ -77,6 +77,17 @@ class Recipes:
             peft=Config(LoRA, dim=values.adapter_dim, alpha=values.adapter_alpha) if adapters else None,
         )
 
+    def validate_recipe(
+        self, name: str = "default", dir: str | Path = "checkpoints", num_nodes: int = 1, num_gpus_per_node: int = 1
+    ) -> Partial[Any]:
+        """The loss of a checkpoint on instructions, with the tree of `finetune_recipe`.
+
+        ``recipe.resume.restore_config.path`` and ``recipe.data.validation_path`` are to be set.
+        """
+        recipe = validation_of(self.finetune_recipe(name, dir, num_nodes, num_gpus_per_node, "none"))
+        recipe.data.train_path = None
+        return recipe
+
     def _common(
         self, values: Defaults, data: Config[Any], name: str, dir: str | Path, num_nodes: int, num_gpus_per_node: int
     ) -> dict[str, Any]:
@@ -102,3 +113,22 @@ class Recipes:
                 lr_scheduler=Config(CosineAnnealing, warmup_steps=values.warmup_steps, min_lr=values.min_lr),
             ),
         }
+
+
+def validation_of(recipe: Partial[Any]) -> Partial[Any]:
+    """The recipe that takes the validation loss of what a training recipe trains: the same tree, over `api.validate`.
+
+    Raises ConfigError for a recipe that has another tree.
+    """
+    given = arguments(recipe)
+    needed = inspect.signature(api.validate).parameters
+    if missing := [name for name in ("model", "data", "trainer", "log", "resume") if name not in given]:
+        raise ConfigError(
+            f"a recipe of {task_name(recipe)} cannot be validated: it has no {missing[0]}",
+            hint="a recipe over gemma_models.finetune, pretrain or train",
+        )
+    return Partial(api.validate, **{str(name): value for name, value in given.items() if name in needed})
+
+
+gemma3_270m = Recipes("gemma3_270m", pretrain=PRETRAIN, finetune=FINETUNE, lora=LORA)
+gemma3_1b = Recipes("gemma3_1b", pretrain=PRETRAIN, finetune=FINETUNE, lora=LORA)

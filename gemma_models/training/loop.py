@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -30,7 +30,7 @@ from gemma_models.training.metrics import MetricsWriter, peak_memory
 from gemma_models.training.optimizer import build_optimizer
 from gemma_models.training.parallel import parallel_context
 from gemma_models.training.restore import assets_of, base_path, check_same_run, find_resume, load_base, run_id
-from gemma_models.training.steps import Stepper, wrap
+from gemma_models.training.steps import Stepper, first, wrap
 from launcher.errors import LaunchError
 
 
@@ -79,7 +79,7 @@ def fit(
 
         def validate(step: int) -> float:
             batches = data.validation_batches(**dp)
-            loss = stepper.validate(_first(batches, trainer.limit_val_batches))
+            loss, _ = stepper.validate(first(batches, trainer.limit_val_batches))
             metrics.write(step=step, max_steps=trainer.max_steps, val_loss=loss)
             return loss
 
@@ -159,8 +159,3 @@ def _prepare_model(
     if lora is not None:
         apply_lora(model, lora)
     return model.cuda() if trainer.accelerator == "gpu" else model
-
-
-def _first(batches: Any, limit: int | None) -> Any:
-    """At most ``limit`` of the batches."""
-    return batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False))

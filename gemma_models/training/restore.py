@@ -118,33 +118,46 @@ def assets_of(resume: AutoResume) -> Path | None:
     """The folder with the tokenizer and config.json that travel with the weights a run starts from."""
     if resume.restore_config is None:
         return None
-    folder = checkpoint_folder(resume.restore_config.path)
+    return assets_in(checkpoint_folder(resume.restore_config.path))
+
+
+def assets_in(folder: Path) -> Path:
+    """Where a Megatron checkpoint or a Hugging Face folder keeps its tokenizer and config.json."""
     return folder / "hf" if (folder / "checkpoint.json").exists() else folder
 
 
 def load_trained(
-    folder: Path, *, accelerator: Literal["gpu", "cpu"], precision: Literal["bf16", "fp32"], base: Path | None = None
+    folder: Path,
+    *,
+    accelerator: Literal["gpu", "cpu"],
+    precision: Literal["bf16", "fp32"],
+    base: Path | None = None,
+    expected: GemmaConfig | None = None,
+    strategy: MegatronStrategy | None = None,
 ) -> tuple[GemmaModel, Path]:
-    """The model of a checkpoint on this one rank, adapters included, and the folder with its tokenizer.
+    """This rank's part of a checkpoint's model, adapters included, and the folder with its tokenizer.
 
     ``folder`` is a Megatron checkpoint or a Hugging Face folder; ``base`` replaces the weights that a checkpoint of
-    adapters names, where they have moved.
+    adapters names, where they have moved. ``expected`` is what the model must be; without it, what the checkpoint says.
+    Without a ``strategy`` every rank holds the whole of it.
     """
     folder = checkpoint_folder(folder)
     if not (folder / "checkpoint.json").exists():
-        weights, gemma, lora, assets = folder, read_hf_config(folder), None, folder
+        weights, gemma, lora = folder, read_hf_config(folder), None
     else:
         info = read_info(folder)
-        gemma, lora, assets = info.gemma, info.lora, folder / "hf"
+        gemma, lora = info.gemma, info.lora
         weights = folder if lora is None else base or _base_of(folder, info)
-    strategy = MegatronStrategy()
-    config = transformer_config(gemma, strategy, precision=precision, accelerator=accelerator, random_weights=False)
+    strategy = strategy or MegatronStrategy()
+    config = transformer_config(
+        expected or gemma, strategy, precision=precision, accelerator=accelerator, random_weights=False
+    )
     model = build_model(config)
     load_base(model, RestoreConfig(path=weights))
     if lora is not None:
         apply_lora(model, lora)
         load_model(model, folder, adapters=True)
-    return model.cuda() if accelerator == "gpu" else model, assets
+    return model.cuda() if accelerator == "gpu" else model, assets_in(folder)
 
 
 def _base_of(folder: Path, info: CheckpointInfo) -> Path:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.module import Float16Module, MegatronModule
 
 from gemma_models.data import Batch
 from gemma_models.modeling.model import GemmaModel
@@ -23,41 +23,41 @@ _Loss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def wrap(model: GemmaModel) -> DistributedDataParallel:
     """The model as Megatron trains it: cast where it is to be bfloat16, with float32 gradients summed over replicas."""
     config = model.config
-    # The loss of a step is the mean over all its tokens that count, however they fall into micro-batches and ranks.
-    config.calculate_per_token_loss = True
     config.finalize_model_grads_func = finalize_model_grads
-    module = Float16Module(config, model) if config.bf16 else model
+    module = cast(model)  # first: Megatron's wrapper asks at once how losses are averaged
     return DistributedDataParallel(config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), module)
 
 
-class Stepper:
-    """Runs steps and validation on this rank's stage of the model."""
+def cast(model: GemmaModel) -> MegatronModule:
+    """The model as its loss is taken: cast where it is to be bfloat16."""
+    # The loss of a step is the mean over all its tokens that count, however they fall into micro-batches and ranks.
+    model.config.calculate_per_token_loss = True
+    return Float16Module(model.config, model) if model.config.bf16 else model
 
-    def __init__(self, model: DistributedDataParallel, optimizer: Any, device: torch.device) -> None:
-        self.model, self.optimizer, self.device = model, optimizer, device
+
+def first(batches: Iterable[Batch], limit: int | None) -> Iterable[Batch]:
+    """At most ``limit`` of the batches; None is no limit."""
+    return batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False))
+
+
+class Evaluator:
+    """Takes losses on this rank's stage of a model that `cast` or `wrap` made."""
+
+    def __init__(self, model: MegatronModule, device: torch.device) -> None:
+        self.model, self.device = model, device
         self.schedule = get_forward_backward_func()
-        model.config.grad_scale_func = optimizer.scale_loss
-        model.config.no_sync_func = model.no_sync
-
-    def train(self, micro_batches: list[Batch]) -> tuple[float, float, int]:
-        """One optimizer step: the loss in nats a token, the gradient's norm, and the tokens that this rank read."""
-        self.model.train()
-        self.model.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        loss, _ = self._run(micro_batches)
-        _, grad_norm, _ = self.optimizer.step()
-        return loss, float(grad_norm), sum(batch["tokens"].numel() for batch in micro_batches)
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[Batch]) -> float:
-        """The mean loss in nats over every token of the validation data that counts; NaN where none does."""
+    def validate(self, batches: Iterable[Batch]) -> tuple[float, int]:
+        """The mean loss in nats over every token of the validation data that counts (NaN where none does), and how
+        many those are on all ranks together."""
         self.model.eval()
         total = tokens = 0.0
         for batch in batches:
             loss, count = self._run([batch], forward_only=True)
             if count:
                 total, tokens = total + loss * count, tokens + count
-        return total / tokens if tokens else float("nan")
+        return total / tokens if tokens else float("nan"), int(tokens)
 
     def _run(self, micro_batches: list[Batch], forward_only: bool = False) -> tuple[float, float]:
         _check_tokens(micro_batches, self.model.config.gemma.vocab_size)
@@ -90,6 +90,25 @@ class Stepper:
             batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"]
         )
         return output, partial(_masked_sum, batch["loss_mask"])
+
+
+class Stepper(Evaluator):
+    """Runs steps as well."""
+
+    def __init__(self, model: DistributedDataParallel, optimizer: Any, device: torch.device) -> None:
+        super().__init__(model, device)
+        self.optimizer = optimizer
+        model.config.grad_scale_func = optimizer.scale_loss
+        model.config.no_sync_func = model.no_sync
+
+    def train(self, micro_batches: list[Batch]) -> tuple[float, float, int]:
+        """One optimizer step: the loss in nats a token, the gradient's norm, and the tokens that this rank read."""
+        self.model.train()
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        loss, _ = self._run(micro_batches)
+        _, grad_norm, _ = self.optimizer.step()
+        return loss, float(grad_norm), sum(batch["tokens"].numel() for batch in micro_batches)
 
 
 def _check_tokens(batches: list[Batch], vocab_size: int) -> None:
