@@ -28,7 +28,7 @@ IN_PLACE = "packager=run.Packager() runs the code where it is"
 
 def _git(folder: Path, *arguments: str, into: IO[bytes] | None = None, expected: Sequence[int] = (0,)) -> bytes:
     """What git says. Its hooks stay out of it, and so does what disturbs another git. Raises PackagingError."""
-    settings = ["-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
+    settings = ["-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", "-c", "diff.autoRefreshIndex=false"]
     command = ["git", "--no-pager", *settings, "-C", str(folder), *arguments]
     env = {name: value for name, value in os.environ.items() if name not in GIT_PLACES}
     env |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
@@ -77,9 +77,9 @@ def changes(folder: Path, part: str) -> str:
 
 
 def changed_names(folder: Path) -> list[str]:
-    """The tracked files of `folder` that are not as the commit has them."""
-    listed = _git(folder, "diff", *DIFF, "--name-only", "-z", _base(folder), "--")
-    return [os.fsdecode(name) for name in listed.split(b"\0")[:-1]]
+    """The tracked files of `folder` that are not as the commit has them, from the top of its repository."""
+    options = ("--porcelain", "-z", "--no-renames", "--untracked-files=no", "--ignore-submodules=dirty")
+    return [os.fsdecode(line[3:]) for line in _git(folder, "status", *options, "--", ".").split(b"\0")[:-1]]
 
 
 def addition(folder: Path, name: str) -> str:
@@ -94,4 +94,6 @@ def _diff(folder: Path, part: str, *arguments: str) -> str:
         if (size := os.fstat(file.fileno()).st_size) > MAX_DIFF:
             return f"(a diff of {size} bytes, which is not kept)\n"
         file.seek(0)
-        return file.read().decode(errors="surrogateescape")
+        # Without the right to refresh its index, git gives touched files a heading without a change.
+        found = re.sub(rb"^diff --git [^\n]*\n(?=diff --git |\Z)", b"", file.read(), flags=re.MULTILINE)
+        return found.decode(errors="surrogateescape")
