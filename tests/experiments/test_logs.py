@@ -1,10 +1,14 @@
 """Files that grow."""
 
+import os
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from experiments.logs import json_lines, new_lines, printable, rank_logs
+from experiments.logs import LogTail, json_lines, new_lines, printable, rank_logs
 from launcher.errors import StoreError
 from launcher.worker import JobFiles
 
@@ -50,3 +54,77 @@ def test_logs_of_ranks_in_order(tmp_path: Path) -> None:
 
 def test_nothing_steers_the_terminal() -> None:
     assert printable("a\nb\x1b[31m\u202e\x07 ü実\x9b") == r"a\nb\x1b[31m\u202e\x07 ü実\x9b"
+
+
+def write(path: Path, data: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(data)
+
+
+def test_lines_come_as_they_are_written_by_many_ranks(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "out = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)\n"
+        "for number in range(300):\n"
+        "    text = f'line {number} of {sys.argv[1][-5]}\\n'.encode()\n"
+        "    os.write(out, text[:7]); os.write(out, text[7:])\n"
+        "os.write(out, b'last words')"
+    )
+    files = JobFiles(tmp_path)
+    writers = [subprocess.Popen([sys.executable, "-c", code, files.stdout(rank)]) for rank in range(3)]
+    tail, found, rounds = LogTail(files), [], 0
+    while any(writer.poll() is None for writer in writers):
+        new = list(tail.new())
+        rounds += bool(new)
+        found += new
+    assert not any("words" in line for _, line in found)
+    found += tail.new(final=True)
+    for rank in range(3):
+        expected = [*(f"line {number} of {rank}" for number in range(300)), "last words"]
+        assert [line for name, line in found if name == f"rank_{rank}.out"] == expected
+    assert rounds > 1
+    assert list(tail.new(final=True)) == []
+
+
+def test_one_rank_and_files_that_come_later(tmp_path: Path) -> None:
+    files = JobFiles(tmp_path)
+    one, all_ = LogTail(files, 1), LogTail(files)
+    assert list(one.new()) == list(all_.new(final=True)) == []
+    write(files.stderr(1), b"error\n")
+    write(files.stdout(1), b"\xff\n\n")
+    write(files.stdout(10), b"ten\n")
+    write(files.launch_log, b"agent\n")
+    write(tmp_path / "metrics.jsonl", b"{}\n")
+    mine = [("rank_1.out", "\ufffd"), ("rank_1.out", ""), ("rank_1.err", "error")]
+    assert list(one.new()) == mine
+    assert list(all_.new()) == [("launch.log", "agent"), *mine, ("rank_10.out", "ten")]
+
+
+def test_a_retry_moves_the_files_away(tmp_path: Path) -> None:
+    files = JobFiles(tmp_path)
+    tail = LogTail(files)
+    write(files.stdout(0), b"first\nsec")
+    assert list(tail.new()) == [("rank_0.out", "first")]
+    write(files.stdout(0), b"ond\nand no end")
+    (tmp_path / "attempt_1").mkdir()
+    os.replace(files.stdout(0), tmp_path / "attempt_1/rank_0.out")
+    write(files.stdout(0), b"again\n")
+    assert [line for _, line in tail.new()] == ["second", "and no end", "again"]
+    (tmp_path / "attempt_2").mkdir()
+    os.replace(files.stdout(0), tmp_path / "attempt_2/rank_0.out")
+    assert list(tail.new()) == []
+    write(files.stdout(0), b"third\n")
+    assert list(tail.new()) == [("rank_0.out", "third")]
+
+
+def test_output_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.logs.BLOCK", 10_000)
+    files = JobFiles(tmp_path)
+    files.stdout(0).write_bytes(b"x" * 2_000_000 + b"\n" + b"line\n" * 100_000)
+    tracemalloc.start()
+    found = [0, 0]
+    for _, line in LogTail(files).new():
+        found[line == "line"] += len(line)
+    assert found == [2_000_000, 400_000]
+    assert tracemalloc.get_traced_memory()[1] < 300_000
+    tracemalloc.stop()
