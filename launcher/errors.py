@@ -32,6 +32,10 @@ class ConfigError(LaunchError, AttributeError, TypeError):
     """A configuration that cannot be: a misspelt name, a wrong type, a missing value, a live object."""
 
 
+class OverrideError(ConfigError):
+    """A change that was typed, `trainer.max_steps=abc`, and cannot be made; the message begins with it as typed."""
+
+
 class SerializationError(LaunchError):
     """Something that cannot be saved exactly, or a file that cannot be read back."""
 

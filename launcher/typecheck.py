@@ -20,6 +20,8 @@ from launcher.lazy_fiddle import fiddle
 def hints(target: Any) -> dict[str, Any]:
     """The declared type of each parameter; one that cannot be resolved (a TYPE_CHECKING import) is left out."""
     found: dict[str, Any] = {}
+    if typing.is_typeddict(target):
+        return _resolve(target.__annotations__, vars(sys.modules[target.__module__]))
     if isinstance(target, type):
         # A dataclass's fields, else the constructor's parameters; each class's names mean what its module says.
         if "__dataclass_fields__" in target.__dict__:
