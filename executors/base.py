@@ -1,8 +1,9 @@
-"""What every executor is: task -> plan -> submit -> poll -> cancel, knowing nothing of experiments.
+"""What every executor is: task -> plan -> prepare -> submit -> poll -> cancel, knowing nothing of experiments.
 
-A `Task` says what to run and where its files live. `plan` is pure: it touches no disk, network or process, so a dry
-run prints the very thing that would run. `submit`, `poll`, `wait` and `cancel` take lists, so that one connection and
-one query serve a whole experiment.
+A `Task` says what to run and where its files live. `plan` is pure: it starts and writes nothing, so a dry run prints
+the very thing that would run. `prepare` brings files and code to where they will run, and everything after it needs
+the plan alone: another process may take over there. `submit`, `poll` and `cancel` take lists, so that one connection
+and one query serve a whole experiment.
 """
 
 from __future__ import annotations
@@ -10,25 +11,73 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
+import os
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from executors.secrets import split_secrets
 from launcher.errors import ExecutorError, nearest
+from launcher.worker import TASK_VERSION
+
+if TYPE_CHECKING:
+    from executors.packaging import Package, Packager
+    from launcher.script import Script
 
 PLAN_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What to run: `spec` becomes task.json, the worker's whole input; `folder` takes every file of the run."""
+    """What to run: a `call` (a Config or Partial as JSON values) or a `script`.
+
+    folder: takes every file of the run. launched_from: the launcher's current folder. launch_script:
+    the file that Python was started with, if there is one. sys_path: where the launcher
+    imports from. package: the code to run from a copy of (the folder `copy` of the experiment), None to run it where it
+    lies; code: what is known of it. group: tasks of one group start together.
+    """
 
     name: str
+    experiment: str
     folder: Path
-    spec: dict[str, Any]
+    launched_from: Path
+    launch_script: Path | None
+    sys_path: tuple[str, ...]
+    call: Any = None
+    script: Script | None = None
+    package: Package | None = None
+    code: dict[str, Any] | None = None
+    copy: str = "code"
+    group: str | None = None
+
+    def spec(self, *, folder: Path, copy: Path | None, python: str) -> dict[str, Any]:
+        """task.json, the worker's whole input, where the job's folder and the copy of the code are those."""
+
+        def moved(path: str) -> str:
+            name = None if self.package is None else self.package.locate(Path(os.path.realpath(path)))
+            return path if copy is None or name is None else str(copy / name)
+
+        spec: dict[str, Any] = {
+            "version": TASK_VERSION,
+            "experiment": self.experiment,
+            "name": self.name,
+            "code": self.code,
+            "sys_path": [moved(entry) for entry in self.sys_path],
+        }
+        if self.script is None:
+            # A path in a recipe means what it means in the terminal; code alone comes from the copy.
+            files = {} if self.launch_script is None else {str(self.launch_script): moved(str(self.launch_script))}
+            return {**spec, "folder": str(self.launched_from), "moved": files, "call": self.call}
+        file = str(folder / "script")
+        if self.script.path and not self.script.m:
+            file = moved(os.path.normpath(self.launched_from / os.path.expanduser(self.script.path)))
+        here = moved(str(self.launched_from))
+        if copy is not None and here == str(self.launched_from):  # started from a folder that is not in the package
+            here = str(copy)
+        return {**spec, "folder": here, "argv": self.script.command(python, file)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +93,20 @@ class Plan:
     """Everything that would happen, as data. `files` are contents by name inside `folder`.
 
     `secrets` holds values that must not be shown: they are in no text that this class gives, only their names.
+    `package` is copied to `copy` before anything starts.
     """
 
     name: str
     folder: Path
-    files: dict[str, str]
+    files: dict[str, str] = field(repr=False)
     processes: tuple[Process, ...]
     env: dict[str, str]
     secrets: dict[str, str] = field(repr=False)
     nodes: int
     ntasks_per_node: int
+    group: str | None = None
+    package: Package | None = field(default=None, repr=False)
+    copy: Path | None = None
 
     @property
     def ranks(self) -> int:
@@ -65,6 +118,8 @@ class Plan:
             "version": PLAN_VERSION,
             "name": self.name,
             "folder": str(self.folder),
+            "group": self.group,
+            "code": None if self.copy is None else str(self.copy),
             "nodes": self.nodes,
             "ntasks_per_node": self.ntasks_per_node,
             "env": self.env,
@@ -73,9 +128,30 @@ class Plan:
             "processes": [{"argv": list(process.argv), "env": process.env} for process in self.processes],
         }
 
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Plan:
+        """A plan that was prepared already, to be submitted. Raises ExecutorError for one of another version."""
+        if found["version"] != PLAN_VERSION:
+            raise ExecutorError(f"this plan is of version {found['version']}; this launcher reads {PLAN_VERSION}")
+        return cls(
+            name=found["name"],
+            folder=Path(found["folder"]),
+            files={},
+            processes=tuple(Process(argv=tuple(known["argv"]), env=known["env"]) for known in found["processes"]),
+            env=found["env"],
+            secrets={},
+            nodes=found["nodes"],
+            ntasks_per_node=found["ntasks_per_node"],
+            group=found["group"],
+            copy=None if found["code"] is None else Path(found["code"]),
+        )
+
     def to_text(self) -> str:
         """The plan for a person: one line a variable, one command a process, quoted as a shell would need it."""
         lines = [f"folder  {self.folder}", f"ranks   {self.ranks} ({self.nodes} x {self.ntasks_per_node})"]
+        lines.append("code    " + ("where it lies, not copied" if self.package is None else self.package.describe()))
+        if self.copy is not None:
+            lines.append(f"copy    {self.copy}")
         lines += [f"env     {name}={shlex.quote(value)}" for name, value in self.env.items()]
         lines += [f"env     {name}=(secret)" for name in sorted(self.secrets)]
         for process in self.processes:
@@ -85,13 +161,18 @@ class Plan:
 
 
 class Status(enum.StrEnum):
-    """Where a task is. `LOST`: whatever was looking after it is gone, and nobody saw how it ended."""
+    """Where a task is.
+
+    `SKIPPED`: it never ran, because a task that it needs did not succeed. `LOST`: whatever was looking after it is
+    gone, and nobody saw how it ended.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    SKIPPED = "skipped"
     LOST = "lost"
 
     @property
@@ -128,18 +209,24 @@ class Executor(ABC):
 
     Mutable: any attribute may be changed before it is used, and a misspelt one is refused, naming the nearest.
 
-    ntasks_per_node: processes to start on each node.
+    nodes, ntasks_per_node: processes to start are nodes x ntasks_per_node.
     env_vars: variables that every process gets; the values of secrets among them (see executors.secrets) go into a
         0600 file beside the task and are never shown.
+    packager: what of the user's code is copied, so that the task runs as it was launched whatever is edited meanwhile.
+        None: the tracked files where the launch script is in a git repository; elsewhere it runs in place.
+    retries: how often a task that fails is run again.
     """
 
+    nodes: int = 1
     ntasks_per_node: int = 1
     env_vars: dict[str, str] = field(default_factory=dict)
+    packager: Packager | None = None
+    retries: int = 0
 
     @property
     def ranks(self) -> int:
         """Processes that a task gets."""
-        return self.ntasks_per_node
+        return self.nodes * self.ntasks_per_node
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         for name in kwargs:
@@ -170,8 +257,14 @@ class Executor(ABC):
     def check(self) -> None:
         """Refuse settings that cannot work. Raises ExecutorError."""
         name = type(self).__name__
-        if type(self.ntasks_per_node) is not int or self.ntasks_per_node < 1:
-            raise ExecutorError(f"{name}.ntasks_per_node is {self.ntasks_per_node!r}; it must be an int of 1 or more")
+        for count, least in (("nodes", 1), ("ntasks_per_node", 1), ("retries", 0)):
+            value = getattr(self, count)
+            if type(value) is not int or value < least:
+                raise ExecutorError(f"{name}.{count} is {value!r}; it must be an int of {least} or more")
+        if self.packager is not None and not hasattr(self.packager, "package"):
+            raise ExecutorError(f"{name}.packager is {self.packager!r}", hint="run.GitArchivePackager()")
+        if not isinstance(self.env_vars, dict):
+            raise ExecutorError(f"{name}.env_vars is of type {type(self.env_vars).__name__}; it must be a dict")
         for key, value in self.env_vars.items():
             if not isinstance(key, str) or not key or "=" in key or "\0" in key:
                 raise ExecutorError(f"{name}.env_vars has the name {key!r}, which no environment can hold")
@@ -181,22 +274,49 @@ class Executor(ABC):
                     "without NUL characters"
                 )
 
+    def environment(self, task: Task) -> tuple[dict[str, str], dict[str, str]]:
+        """A task's variables: those that may be shown, and secrets. A Script's own win over the executor's."""
+        return split_secrets({**self.env_vars, **(task.script.env if task.script is not None else {})})
+
+    def to_json(self) -> dict[str, Any]:
+        """Enough to submit a prepared plan from another process; environment and code are in the plan already."""
+        from launcher.config import Config
+        from launcher.serialization import encode
+
+        left_out = ("env_vars", "packager")
+        known = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in left_out}
+        encoded: dict[str, Any] = encode(Config(type(self), **known))
+        return encoded
+
     @abstractmethod
     def plan(self, task: Task) -> Plan:
         """What would run. Pure. Raises ExecutorError where it cannot work."""
 
+    def check_together(self, plans: Sequence[Plan]) -> None:  # noqa: B027  # most places have no such limit
+        """Refuse plans of one group that can never run at the same time. Raises ExecutorError."""
+
     @abstractmethod
-    def submit(self, plans: Sequence[Plan]) -> list[Handle]:
-        """Start them. Raises ExecutorError, with nothing left running, if one cannot be started."""
+    def prepare(self, plans: Sequence[Plan]) -> None:
+        """Bring files, secrets and code to where they will run. Starts nothing; once before the first submission."""
+
+    @abstractmethod
+    def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:
+        """Have them run, as soon as there is room for them; plans of one group start together.
+
+        `wake` is called, on any thread, when `poll` may have something new to say.
+        """
 
     @abstractmethod
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
         """How they stand now, without waiting."""
 
     @abstractmethod
-    def wait(self, handles: Sequence[Handle]) -> list[JobState]:
-        """How they ended. Returns when all have; the wait can be interrupted by a signal (Ctrl-C)."""
+    def cancel(self, handles: Sequence[Handle], *, now: bool = False) -> None:
+        """Ask that they be ended, with every process that they started; `now` leaves no time to end well.
+
+        `poll` says when they have ended.
+        """
 
     @abstractmethod
-    def cancel(self, handles: Sequence[Handle]) -> None:
-        """End them, with every process that they started; returns when all have ended."""
+    def clean(self, plan: Plan) -> None:
+        """The task is over, its retries too: take away what must not stay (its secrets)."""

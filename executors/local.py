@@ -1,276 +1,188 @@
-"""This machine: a task's ranks are processes of their own, run by the interpreter that launched them.
-
-Each process leads a session of its own, so that a Ctrl-C reaches the launcher alone, which then ends whole groups. A
-launcher that is killed takes its ranks with it (worker.follow).
-"""
+"""This machine: a task's ranks are processes of their own, run by the interpreter that launched them."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
-import os
-import signal
-import socket
-import subprocess
+import shutil
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from executors.base import Executor, Handle, JobState, Plan, Process, Status, Task
-from executors.failures import Exit, first_failure
-from executors.secrets import split_secrets, write_private
+from executors.base import Executor, Handle, JobState, Plan, Process, Task
+from executors.machine import MACHINE, VISIBLE, gpus
+from executors.processes import Processes
+from executors.secrets import write_private
 from launcher import worker
 from launcher.errors import ExecutorError
 from launcher.worker import JobFiles
 
 WORKER = str(Path(worker.__file__).resolve())
 
+_waiting: list[list[Processes]] = []
+"""What waits for room on the machine, in order: lists that start together. Shared by all executors of this process."""
+
 
 @dataclass(kw_only=True)
 class LocalExecutor(Executor):
     """Runs a task in processes on this machine.
 
-    launcher: None starts `ntasks_per_node` processes with RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR
-        and MASTER_PORT set; "torchrun" leaves that to `python -m torch.distributed.run`.
+    nodes: groups of processes that stand for nodes; all of them are here.
+    launcher: None starts each process with RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR and
+        MASTER_PORT set; "torchrun" leaves that to `python -m torch.distributed.run`.
+    gpus_per_node: GPUs that a task gets to itself, by CUDA_VISIBLE_DEVICES; it waits until they are free. None: one a
+        process, as far as there are so many. 0: none, it waits for CPUs instead. Where env_vars sets
+        CUDA_VISIBLE_DEVICES, that is what it gets, and it waits for nothing.
+    python: the interpreter that runs the ranks; None: this one.
     grace: seconds between SIGTERM and SIGKILL when processes are ended.
     """
 
     launcher: Literal["torchrun"] | None = None
+    gpus_per_node: int | None = None
+    python: str | None = None
     grace: float = 10.0
 
     def check(self) -> None:
         super().check()
         if self.launcher not in (None, "torchrun"):
             raise ExecutorError(f"LocalExecutor.launcher is {self.launcher!r}", hint="None or 'torchrun'")
+        wanted = self.gpus_per_node
+        if wanted is not None and (type(wanted) is not int or wanted < 0):
+            raise ExecutorError(f"LocalExecutor.gpus_per_node is {wanted!r}; it must be an int of 0 or more, or None")
+        if wanted and wanted * self.nodes > len(gpus()):
+            raise ExecutorError(
+                f"LocalExecutor wants {self.nodes} x {wanted} GPUs, and this machine shows {len(gpus())}",
+                hint=f"gpus_per_node={len(gpus()) // self.nodes}",
+            )
+        if self.python is not None and shutil.which(self.python) is None:
+            raise ExecutorError(f"LocalExecutor.python is {self.python!r}, which is no program", hint=sys.executable)
+        if not isinstance(self.grace, int | float) or self.grace < 0:
+            raise ExecutorError(f"LocalExecutor.grace is {self.grace!r}; it must be a number of seconds")
+
+    def _interpreter(self) -> str:
+        return (self.python and shutil.which(self.python)) or sys.executable
 
     def plan(self, task: Task) -> Plan:
         self.check()
-        env, secrets = split_secrets(self.env_vars)
-        run = (sys.executable, WORKER)
+        env, secrets = self.environment(task)
+        python = self._interpreter()
+        copy = None if task.package is None else task.folder.parent / task.copy
+        spec = task.spec(folder=task.folder, copy=copy, python=python)
+        files = {"task.json": json.dumps(spec, indent=1) + "\n"}
+        if task.script is not None and task.script.inline:
+            files["script"] = task.script.inline
+        run = (python, WORKER)
         task_file = str(JobFiles(task.folder).task)
-        size = str(self.ntasks_per_node)
-        if self.launcher == "torchrun":
-            # Port 0: torchrun's own store takes a free one, and gives its ranks another.
-            rendezvous = ("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1")
-            agent = (sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={size}")
-            processes = [Process(argv=(*run, "--then", *agent, *rendezvous, WORKER, task_file), env={})]
-        else:
-            common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}
-            processes = [
-                Process(argv=(*run, task_file), env={"RANK": str(rank), "LOCAL_RANK": str(rank), **common})
-                for rank in range(self.ntasks_per_node)
-            ]
         return Plan(
             name=task.name,
             folder=task.folder,
-            files={"task.json": json.dumps(task.spec, indent=1) + "\n"},
-            processes=tuple(processes),
+            files=files,
+            processes=tuple(self._torchrun(run, task_file) if self.launcher else self._ranks((*run, task_file))),
             env=env,
             secrets=secrets,
-            nodes=1,
+            nodes=self.nodes,
             ntasks_per_node=self.ntasks_per_node,
+            group=task.group,
+            package=task.package,
+            copy=copy,
         )
 
-    def submit(self, plans: Sequence[Plan]) -> list[Handle]:
-        if self.launcher == "torchrun" and importlib.util.find_spec("torch") is None:
+    def _ranks(self, argv: tuple[str, ...]) -> Iterator[Process]:
+        size, here = str(self.ranks), str(self.ntasks_per_node)
+        common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": here, "MASTER_ADDR": "127.0.0.1"}
+        for rank in range(self.ranks):
+            node, local = divmod(rank, self.ntasks_per_node)
+            own = {"RANK": str(rank), "LOCAL_RANK": str(local), "NODE_RANK": str(node)}
+            yield Process(argv=argv, env={**own, **common})
+
+    def _torchrun(self, run: tuple[str, ...], task_file: str) -> Iterator[Process]:
+        python = run[0]
+        agent = (
+            python,
+            "-m",
+            "torch.distributed.run",
+            f"--nnodes={self.nodes}",
+            f"--nproc-per-node={self.ntasks_per_node}",
+        )
+        for node in range(self.nodes):
+            if self.nodes == 1:
+                # Port 0: torchrun's own store takes a free one, and gives its ranks another.
+                meeting = ("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1")
+            else:  # the port comes by PET_MASTER_PORT, when there is one (processes.py)
+                meeting = (f"--node-rank={node}", "--master-addr=127.0.0.1", "--local-addr=127.0.0.1")
+            env = {} if self.nodes == 1 else {"NODE_RANK": str(node)}
+            yield Process(argv=(*run, "--then", *agent, *meeting, WORKER, task_file), env=env)
+
+    def prepare(self, plans: Sequence[Plan]) -> None:
+        for plan in plans:
+            files = JobFiles(plan.folder)
+            for name, text in plan.files.items():
+                (plan.folder / name).write_text(text, encoding="utf-8")
+            if plan.secrets:
+                write_private(files.secrets, json.dumps(plan.secrets))
+            if plan.package is not None and plan.copy is not None and not plan.copy.exists():
+                plan.package.copy_to(plan.copy)
+
+    def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:
+        if self.launcher == "torchrun" and self.python is None and importlib.util.find_spec("torch") is None:
             raise ExecutorError(
                 f"launcher='torchrun' needs torch, which {sys.executable} does not have",
                 hint="pip install 'gemma-launcher[train]', or launcher=None",
             )
-        handles: list[Handle] = []
-        try:
-            for plan in plans:
-                with _interrupts_deferred():
-                    handles.append(LocalHandle(plan, self.grace))
-        except BaseException:
-            self.cancel(handles)
-            raise
-        return handles
+        handles = [Processes(plan, self.grace, self._gpus(plan), wake) for plan in plans]
+        together: dict[str, list[Processes]] = {}
+        for handle in handles:
+            group = handle.plan.group
+            unit = [] if group is None else together.setdefault(group, [])
+            if not unit:
+                _waiting.append(unit)
+            unit.append(handle)
+        _start_waiting()
+        return list(handles)
+
+    def check_together(self, plans: Sequence[Plan]) -> None:
+        wanted = [self._gpus(plan) for plan in plans]
+        known = gpus()
+        if known and len(plans) > 1 and sum(wanted) > len(known):
+            raise ExecutorError(
+                f"{len(plans)} tasks are to run together on {sum(wanted)} GPUs, and this machine shows {len(known)}",
+                hint="add them one by one, and they take turns; or set gpus_per_node",
+            )
+
+    def _gpus(self, plan: Plan) -> int:
+        if VISIBLE in plan.env:
+            return 0
+        return plan.ranks if self.gpus_per_node is None else self.nodes * self.gpus_per_node
 
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
+        # Here rather than on a thread that saw something end: a process dies with the thread that started it.
+        _start_waiting()
         return [_own(handle).state() for handle in handles]
 
-    def wait(self, handles: Sequence[Handle]) -> list[JobState]:
+    def cancel(self, handles: Sequence[Handle], *, now: bool = False) -> None:
         for handle in handles:
-            _own(handle).ended.wait()
-        return self.poll(handles)
+            _own(handle).cancel(now=now)
+        _waiting[:] = [unit for unit in _waiting if not all(handle.ended.is_set() for handle in unit)]
 
-    def cancel(self, handles: Sequence[Handle]) -> None:
-        for handle in handles:
-            _own(handle).cancel()
-        try:
-            self.wait(handles)
-        except KeyboardInterrupt:  # a second Ctrl-C: no more grace
-            for handle in handles:
-                _own(handle).signal(signal.SIGKILL)
-            self.wait(handles)
-            raise
+    def clean(self, plan: Plan) -> None:
+        JobFiles(plan.folder).secrets.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """A Ctrl-C between starting a process and noting it down would leave it running: it waits until this is over.
-
-    Signals whose handler is not Python's own code stay as they are; they reach the main thread alone.
-    """
-    pending: list[int] = []
-    handlers: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        handlers = {number: signal.getsignal(number) for number in numbers if callable(signal.getsignal(number))}
-    try:
-        for number in handlers:
-            signal.signal(number, lambda caught, frame: pending.append(caught))
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if pending:
-            signal.raise_signal(pending[0])
+def _start_waiting() -> None:
+    """Start what there is room for, first come first served: a large task is not kept waiting by small ones."""
+    while _waiting:
+        unit = _waiting[0]
+        leases = MACHINE.lend([(handle.gpus, handle.cpus) for handle in unit])
+        if leases is None:
+            return
+        _waiting.pop(0)
+        for handle, lease in zip(unit, leases, strict=True):
+            handle.start(lease)
 
 
-def _own(handle: Handle) -> LocalHandle:
-    if not isinstance(handle, LocalHandle):
+def _own(handle: Handle) -> Processes:
+    if not isinstance(handle, Processes):
         raise TypeError(f"{type(handle).__name__} is not a handle of LocalExecutor")
     return handle
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now. Another process may take it before rank 0 does: rare, and it says so."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def end_strays(folder: Path) -> None:
-    """SIGKILL every process of a job that torchrun left behind: its ranks lead sessions that we do not know of.
-
-    They are known by the job's folder in the environment that they inherited. Linux only.
-    """
-    mark = f"{worker.JOB_DIR}={folder}".encode()
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            process = os.pidfd_open(int(entry.parent.name))
-        except OSError:  # ended meanwhile
-            continue
-        try:
-            if mark in entry.read_bytes().split(b"\0"):
-                signal.pidfd_send_signal(process, signal.SIGKILL)
-        except OSError:  # ended meanwhile, or another person's
-            continue
-        finally:
-            os.close(process)
-
-
-class LocalHandle(Handle):
-    """The processes of one plan. A thread waits on each; the first to fail has the others ended."""
-
-    def __init__(self, plan: Plan, grace: float) -> None:
-        self.plan = plan
-        self.ended = threading.Event()
-        self._grace = grace
-        self._files = JobFiles(plan.folder)
-        self._lock = threading.Lock()
-        self._exits: list[Exit] = []
-        self._cancelled = False
-        self._deadline: threading.Timer | None = None
-        self._processes: list[subprocess.Popen[bytes]] = []
-        try:
-            self._start()
-        except BaseException as error:
-            self.signal(signal.SIGKILL)
-            for process in self._processes:
-                process.wait()
-            self._files.secrets.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise ExecutorError(f"task {plan.name!r} could not be started: {error}") from error
-            raise
-        for process, planned in zip(self._processes, plan.processes, strict=True):
-            rank = int(planned.env["RANK"]) if "RANK" in planned.env else None
-            threading.Thread(target=self._watch, args=(process, rank), daemon=True).start()
-
-    def _start(self) -> None:
-        for name, text in self.plan.files.items():
-            (self.plan.folder / name).write_text(text, encoding="utf-8")
-        if self.plan.secrets:
-            write_private(self._files.secrets, json.dumps(self.plan.secrets))
-        launched = {worker.PARENT: str(os.getpid()), worker.JOB_DIR: str(self.plan.folder)}
-        env = {**os.environ, "MASTER_PORT": str(free_port()), **launched, **self.plan.env}
-        with open(self._files.launch_log, "ab") as log:
-            for process in self.plan.processes:
-                self._processes.append(
-                    subprocess.Popen(
-                        process.argv,
-                        env={**env, **process.env},
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        start_new_session=True,
-                    )
-                )
-
-    def _watch(self, process: subprocess.Popen[bytes], rank: int | None) -> None:
-        if sys.platform == "linux":
-            # Seen but not yet reaped, its number cannot be another's: what it left in its group is ended safely.
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        else:
-            process.wait()
-        end = time.time()
-        with self._lock:
-            self._signal_group(process, signal.SIGKILL)
-            self._exits.append(Exit(rank, process.wait(), end))
-            failed = self._exits[-1].status != 0
-            last = len(self._exits) == len(self._processes)
-        if last:
-            if self._deadline is not None:
-                self._deadline.cancel()
-            if rank is None:
-                end_strays(self.plan.folder)
-            # Kept until now because every rank reads it; nothing will read it again.
-            self._files.secrets.unlink(missing_ok=True)
-            self.ended.set()
-        elif failed:
-            self.terminate()
-
-    @staticmethod
-    def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-        if process.returncode is None:
-            try:
-                os.killpg(process.pid, number)
-            except (ProcessLookupError, PermissionError):  # nobody is left (macOS says the latter of a zombie)
-                return
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to every process that still runs, and to all that it started."""
-        with self._lock:
-            for process in self._processes:
-                self._signal_group(process, number)
-
-    def terminate(self) -> None:
-        """SIGTERM now; SIGKILL to what is left when the grace is over. The first call counts."""
-        with self._lock:
-            if self._deadline is not None or self.ended.is_set():
-                return
-            self._deadline = threading.Timer(self._grace, self.signal, (signal.SIGKILL,))
-            self._deadline.daemon = True
-            self._deadline.start()
-        self.signal(signal.SIGTERM)
-
-    def cancel(self) -> None:
-        if not self.ended.is_set():
-            self._cancelled = True
-            self.terminate()
-
-    def state(self) -> JobState:
-        if not self.ended.is_set():
-            return JobState(status=Status.RUNNING)
-        if self._cancelled:
-            return JobState(status=Status.CANCELLED)
-        failure = first_failure(self._files, self._exits)
-        return JobState(status=Status.SUCCEEDED if failure is None else Status.FAILED, failure=failure)

@@ -1,33 +1,43 @@
 """An experiment: tasks under one title, run and remembered.
 
 with run.Experiment("gemma3-sft") as experiment:
-    experiment.add(recipe, executor=run.LocalExecutor(ntasks_per_node=2), name="train")
+    prepare = experiment.add(run.Script("prepare.py"), executor=run.LocalExecutor(), name="prepare")
+    experiment.add(recipe, executor=run.LocalExecutor(ntasks_per_node=2), name="train", dependencies=[prepare])
     experiment.run()
 """
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import json
-import signal
+import shutil
 import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from executors.base import Executor, Failure, Handle, Plan, Status, Task
-from experiments.logs import json_lines, printable
-from experiments.progress import Watch
-from experiments.provenance import code_state, import_path, script_folder
-from experiments.store import ExperimentRecord, Store, TaskRecord, new_id, slug
-from launcher.errors import ConfigError, ExperimentFailed
-from launcher.worker import TASK_VERSION, JobFiles
+from executors.base import Executor, Plan, Status, Task
+from experiments.conductor import Conductor, Job
+from experiments.graph import Added, free_name, names_in, needs_in
+from experiments.logs import LOOK_INTERVAL, json_lines, printable, show_logs
+from experiments.owner import describe_owner
+from experiments.progress import Monitor
+from experiments.provenance import code_state, import_path, launch_script, script_folder
+from experiments.store import ExperimentRecord, Store, new_id, slug
+from launcher.errors import ConfigError, ExperimentFailed, StoreError
+from launcher.script import Script
+from launcher.worker import JobFiles
 
 if TYPE_CHECKING:
+    from executors.packaging import Package
     from launcher.config import Call
+    from launcher.plugin import Plugin
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+LEVELS: tuple[LogLevel, ...] = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +54,45 @@ class Result:
         return json_lines(JobFiles(self.folder).metrics)[0]
 
 
-@dataclass(frozen=True)
-class _Added:
-    name: str
-    folder: str
-    call: Any  # the task as JSON values
-    yaml: str
-    executor: Executor
-
-
 class Experiment:
-    """Tasks under one title. The id is given at once; the folder is made when it runs."""
+    """Tasks under one title. The id is given at once; the folder is made when it runs.
 
-    def __init__(self, title: str) -> None:
+    log_level: what is said on stderr: "WARNING" and above leave out where the experiment lies and how it ended.
+    """
+
+    def __init__(self, title: str, log_level: LogLevel = "INFO") -> None:
+        if not isinstance(title, str):
+            raise ConfigError(f"an experiment's title is a str, not {title!r}", hint=repr(str(title)))
+        if log_level not in LEVELS:
+            raise ConfigError(f"log_level is {log_level!r}; it is one of {', '.join(LEVELS)}", hint="'INFO'")
         self.title = title
         self.id = new_id(title)
+        self.log_level = log_level
         self._store = Store()
-        self._added: list[_Added] = []
+        self._added: list[Added] = []
+        self._has_run = False
+
+    @classmethod
+    def from_id(cls, experiment_id: str) -> Self:
+        """An experiment that was run, here or elsewhere. Raises StoreError."""
+        return cls._from_record(Store().get(experiment_id))
+
+    @classmethod
+    def from_title(cls, title: str) -> Self:
+        """The newest experiment of that title. Raises StoreError."""
+        return cls._from_record(Store().find_title(title))
+
+    @classmethod
+    def _from_record(cls, record: ExperimentRecord) -> Self:
+        experiment = cls(record.title)
+        experiment.id = record.id
+        experiment._has_run = True
+        return experiment
+
+    @staticmethod
+    def catalog(title: str | None = None) -> list[str]:
+        """The ids of every experiment, or of those of that title, newest first."""
+        return [found.id for found in Store().summaries() if title is None or found.title == title]
 
     def __enter__(self) -> Self:
         return self
@@ -74,134 +106,322 @@ class Experiment:
     def folder(self) -> Path:
         return self._store.folder / self.id
 
-    def add(self, task: Call[Any], *, executor: Executor, name: str | None = None) -> str:
+    def add(
+        self,
+        task: Call[Any] | Script | Sequence[Call[Any] | Script],
+        *,
+        executor: Executor | Sequence[Executor],
+        name: str | None = None,
+        dependencies: Sequence[str] = (),
+        tail_logs: bool = False,
+        plugins: Sequence[Plugin] = (),
+    ) -> str:
         """Add a task, and return its name (without `name`, the task's own). It is checked here, and runs later.
 
-        The task and the executor are taken as they are now: changing them afterwards changes nothing here.
+        A list of tasks is a group: they start together, and if one fails the others are ended. Their `executor` is one
+        for all, or one for each; the tasks are called <name>-0, <name>-1, ...
+        dependencies: names of tasks or groups, whether added already or not, that must have succeeded first.
+        tail_logs: show what it writes on stdout while it runs.
+        plugins: see launcher.plugin; each may change the task and the executor.
+
+        Tasks and executors are taken as they are now: changing them afterwards changes nothing here.
 
         Raises ConfigError for a value of the wrong type, a name that is taken, or what is not a task;
         SerializationError for what cannot travel to another process; ExecutorError for an executor that cannot work.
         """
-        from launcher.config import check_task, task_name
-        from launcher.serialization import encode, to_yaml
+        if self._has_run:
+            raise ConfigError(f"experiment {self.id} has run already", hint=f"run.Experiment({self.title!r})")
+        if isinstance(dependencies, str) or not all(isinstance(need, str) for need in dependencies):
+            raise ConfigError(f"dependencies is {dependencies!r}; it is a list of tasks' names", hint="[...]")
+        together = isinstance(task, Sequence) and not isinstance(task, str)
+        tasks: list[Any] = list(task) if together else [task]  # type: ignore[arg-type]
+        executors = list(executor) if isinstance(executor, Sequence) else [executor] * len(tasks)
+        if not tasks or len(executors) != len(tasks):
+            raise ConfigError(f"{len(tasks)} tasks are given to {len(executors)} executors")
+        taken = names_in(self._added)
+        if name is None:
+            name = free_name("group", taken) if together else None
+        elif not isinstance(name, str):
+            raise ConfigError(f"a task's name is a str, not {name!r}", hint=repr(str(name)))
+        group = name if together else None
+        added = []
+        for index, (one, where) in enumerate(zip(tasks, executors, strict=True)):
+            own = f"{group}-{index}" if together else name
+            added.append(self._taken(one, where, own, group, tuple(dependencies), tail_logs, plugins))
+        for new in [*({group} if group else ()), *(new.name for new in added)]:
+            if new in taken:
+                raise ConfigError(f"experiment {self.title!r} has a task {new!r} already", hint="name=<another>")
+        for new_task in added:
+            folder = free_name(new_task.folder, [known.folder for known in self._added])
+            self._added.append(replace(new_task, folder=folder))
+        return group or added[0].name
 
+    def _taken(
+        self,
+        task: Any,
+        executor: Executor,
+        name: str | None,
+        group: str | None,
+        needs: tuple[str, ...],
+        tail_logs: bool,
+        plugins: Sequence[Plugin],
+    ) -> Added:
+        """A task as it is now, checked."""
+        if not isinstance(executor, Executor):
+            raise ConfigError(f"{executor!r} is not an executor", hint="executor=run.LocalExecutor()")
+        if plugins:
+            task, executor = copy.deepcopy(task), executor.clone()
+            for plugin in plugins:
+                plugin.setup(task, executor)
         executor.check()
-        check_task(task, executor.ranks)
-        name = task_name(task) if name is None else name
-        if name in [added.name for added in self._added]:
-            raise ConfigError(f"experiment {self.title!r} has a task {name!r} already", hint="name=<another>")
-        folder, taken = slug(name), [added.folder for added in self._added]
-        if folder in taken:
-            folder = next(
-                f"{folder}-{number}" for number in range(2, len(taken) + 3) if f"{folder}-{number}" not in taken
-            )
-        self._added.append(_Added(name, folder, encode(task), to_yaml(task), executor.clone()))
-        return name
+        call = script = None
+        if isinstance(task, Script):
+            task.check()
+            script = copy.deepcopy(task)
+            own, yaml = task.name, _script_yaml(task)
+        else:
+            from launcher.config import check_task, task_name
+            from launcher.serialization import encode, to_yaml
+
+            check_task(task, executor.ranks)
+            own, call, yaml = task_name(task), encode(task), to_yaml(task)
+        name = own if name is None else name
+        return Added(
+            name=name,
+            folder=slug(name),
+            call=call,
+            script=script,
+            yaml=yaml,
+            executor=executor.clone(),
+            needs=needs,
+            group=group,
+            tail_logs=tail_logs,
+        )
 
     def plan(self) -> list[Plan]:
-        """What would run, as data. Nothing is written or started."""
-        code = code_state(script_folder())
-        path = import_path()
+        """What would run, as data. Nothing is written or started. Raises LaunchError for what cannot run."""
+        if not self._added:
+            raise ConfigError(f"experiment {self.title!r} has no task", hint="experiment.add(...)")
+        needs_in(self._added)
+        path, script, folder = import_path(), launch_script(), Path.cwd()
+        packages: list[tuple[Any, Package | None]] = []  # one for all executors that package alike
         plans = []
         for added in self._added:
-            spec = {
-                "version": TASK_VERSION,
-                "experiment": self.id,
-                "name": added.name,
-                "sys_path": path,
-                "code": code,
-                "call": added.call,
-            }
-            plans.append(added.executor.plan(Task(name=added.name, folder=self.folder / added.folder, spec=spec)))
+            package, copy_name = _package(added.executor, packages, folder, script)
+            task = Task(
+                name=added.name,
+                experiment=self.id,
+                folder=self.folder / added.folder,
+                launched_from=folder,
+                launch_script=script,
+                sys_path=tuple(path),
+                call=added.call,
+                script=added.script,
+                package=package,
+                code=_provenance(package),
+                copy=copy_name,
+                group=added.group,
+            )
+            plans.append(added.executor.plan(task))
+        for group in {added.group for added in self._added if added.group is not None}:
+            mates = [
+                (known.executor, plan) for known, plan in zip(self._added, plans, strict=True) if known.group == group
+            ]
+            mates[0][0].check_together([plan for _, plan in mates])
         return plans
 
     def dryrun(self) -> None:
         """Print exactly what would run."""
+        plans = self.plan()
         print(f"experiment {self.id}: {printable(self.title)}")
-        for added, plan in zip(self._added, self.plan(), strict=True):
+        for added, plan in zip(self._added, plans, strict=True):
             print(f"\ntask {printable(added.name)} on {type(added.executor).__name__}")
+            if added.group is not None:
+                print(f"group   {printable(added.group)}")
+            if added.needs:
+                print(f"after   {', '.join(map(printable, added.needs))}")
+            if added.executor.retries:
+                print(f"retries {added.executor.retries}")
             print(plan.to_text())
             print(added.yaml, end="")
 
-    def run(self, *, progress: bool | None = None) -> list[Result]:
-        """Run the tasks, one after another, and wait for them.
+    def run(
+        self,
+        *,
+        detach: bool = False,
+        sequential: bool = False,
+        tail_logs: bool = False,
+        progress: bool | None = None,
+    ) -> list[Result]:
+        """Run the tasks, and wait for them: each as soon as what it needs has succeeded and there is room for it.
 
-        progress: True shows a bar, False plain lines now and then; None a bar where stderr is a terminal.
+        detach: leave them to a process of their own, and return at once with an empty list; see `wait`.
+        sequential: one after another.
+        tail_logs: show what every task writes on stdout while it runs; with `detach` there is nobody to show it to.
+        progress: True shows bars, False plain lines now and then; None bars where stderr is a terminal.
 
-        Every task runs, whether or not one before it failed. Raises ExperimentFailed for the first that did, and
-        KeyboardInterrupt after a Ctrl-C, a SIGTERM or a SIGHUP (its terminal was closed), when all processes have ended
-        and the experiment says cancelled.
+        Every task runs unless one that it needs has not succeeded. Raises ExperimentFailed for the first that failed,
+        and KeyboardInterrupt after a Ctrl-C, a SIGTERM or a SIGHUP (its terminal was closed), when all processes have
+        ended and the experiment says cancelled.
         """
-        if not self._added:
-            raise ConfigError(f"experiment {self.title!r} has no task", hint="experiment.add(...)")
+        if self._has_run:
+            raise ConfigError(f"experiment {self.id} has run already", hint=f"run.Experiment({self.title!r})")
         plans = self.plan()
-        record = self._store.create(self.id, self.title, [(added.name, added.folder) for added in self._added])
-        self._write(record, plans)
-        print(f"experiment {self.id}: {record.folder}", file=sys.stderr)
+        record = self._prepare(plans, sequential=sequential, tail_logs=tail_logs, detach=detach)
+        self._has_run = True
+        self._say(f"experiment {self.id}: {record.folder}")
+        if detach:
+            from experiments import detached
+
+            detached.start(record)
+            self._say(f"experiment {self.id}: detached; gemma-launch experiment status {self.id}")
+            return []
+        jobs = [
+            Job(task, plan, added.executor) for task, plan, added in zip(record.tasks, plans, self._added, strict=True)
+        ]
+        tail = any(task.tail_logs for task in record.tasks)
+        monitor = Monitor(progress, tail=tail, quiet=LEVELS.index(self.log_level) > LEVELS.index("INFO"))
+        Conductor(_shared(jobs), sequential=sequential, monitor=monitor).run()
+        self._say(f"experiment {self.id}: {record.status.value}")
+        return self._results(record)
+
+    def _prepare(self, plans: list[Plan], *, sequential: bool, tail_logs: bool, detach: bool) -> ExperimentRecord:
+        """The experiment's folder, with everything that its tasks need in it; nothing is left of it if that fails."""
+        needs = needs_in(self._added)
+        tasks = [
+            {
+                "name": added.name,
+                "folder": added.folder,
+                "needs": needs[added.name],
+                "group": added.group,
+                "tail_logs": (tail_logs or added.tail_logs) and not detach,
+            }
+            for added in self._added
+        ]
+        record = self._store.create(self.id, self.title, tasks, sequential=sequential)
         try:
-            with _ended_like_ctrl_c():
-                for added, plan, task in zip(self._added, plans, record.tasks, strict=True):
-                    _run_one(added.executor, plan, task, progress)
-        finally:
-            for task in record.tasks:  # what an interrupt or an error has kept from running
-                if task.status is Status.QUEUED:
-                    task.append("cancelled")
-        print(f"experiment {self.id}: {record.status}", file=sys.stderr)
-        for task in record.tasks:
-            if failure := task.failure:
+            for added, plan, task in zip(self._added, plans, record.tasks, strict=True):
+                (task.folder / "task.yaml").write_text(added.yaml, encoding="utf-8")
+                _write_json(task.folder / "plan.json", plan.to_json())
+                if detach:
+                    _write_json(task.folder / "executor.json", added.executor.to_json())
+                added.executor.prepare([plan])
+                if plan.package is not None and plan.package.diff and plan.copy is not None:
+                    diff = plan.copy.with_name(plan.copy.name + ".diff")
+                    diff.write_text(plan.package.diff, encoding="utf-8", errors="surrogateescape")
+            for task in record.tasks:
+                task.append("queued")
+        except BaseException as error:
+            shutil.rmtree(record.folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise StoreError(f"the experiment's folder cannot be written: {error}") from error
+            raise
+        return record
+
+    def _record(self) -> ExperimentRecord:
+        if not self._has_run:
+            raise StoreError(f"experiment {self.title!r} has not run yet", hint="experiment.run()")
+        return self._store.get(self.id)
+
+    def _results(self, record: ExperimentRecord) -> list[Result]:
+        """What the tasks returned. Raises ExperimentFailed unless all have succeeded."""
+        order = (Status.FAILED, Status.LOST, Status.CANCELLED, Status.SKIPPED)
+        for status in order:
+            for task in record.tasks:
+                if task.status is not status:
+                    continue
+                failure = task.failure
+                cause = {Status.LOST: "nobody looks after it any more"}.get(status, f"it was {status.value}")
                 raise ExperimentFailed(
-                    self.id, task.name, rank=failure.rank, cause=failure.cause, traceback=failure.traceback
+                    self.id,
+                    task.name,
+                    rank=failure.rank if failure else None,
+                    cause=failure.cause if failure else cause,
+                    traceback=failure.traceback if failure else "",
                 )
         return [
             Result(experiment=self.id, task=task.name, folder=task.folder, value=task.result()) for task in record.tasks
         ]
 
-    def _write(self, record: ExperimentRecord, plans: list[Plan]) -> None:
-        for added, plan, task in zip(self._added, plans, record.tasks, strict=True):
-            (task.folder / "task.yaml").write_text(added.yaml, encoding="utf-8")
-            (task.folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
-            task.append("queued")
+    def wait(self) -> list[Result]:
+        """Wait for an experiment that runs elsewhere, and return what its tasks did. Raises as `run` does."""
+        record = self._record()
+        while not record.status.final:
+            time.sleep(LOOK_INTERVAL)
+        return self._results(record)
+
+    def status(self) -> dict[str, Status]:
+        """How each task stands now, by name. Raises StoreError before it has run."""
+        return {task.name: task.status for task in self._record().tasks}
+
+    def logs(self, task: str | None = None, *, rank: int | None = None, follow: bool = False) -> None:
+        """Print what the ranks of a task (without a name, of the first) wrote; `follow` goes on until it has ended.
+
+        Raises StoreError.
+        """
+        show_logs(self._record().task(task), rank, follow=follow)
+
+    def cancel(self, task: str | None = None, *, timeout: float = 60.0) -> dict[str, Status]:
+        """End the experiment, or one task of it, wherever it runs; returns how each task stands when they have ended.
+
+        Raises StoreError if nobody has ended them after `timeout` seconds.
+        """
+        record = self._record()
+        tasks = record.tasks if task is None else (record.task(task),)
+        for one in tasks:
+            if not one.status.final:
+                one.files.cancel.touch()
+        deadline = time.monotonic() + timeout
+        while not all(one.status.final for one in tasks):
+            if time.monotonic() > deadline:
+                waiting = next(one for one in tasks if not one.status.final)
+                owner = describe_owner(waiting.events()[-1]["owner"])
+                raise StoreError(
+                    f"task {waiting.name!r} has not ended in {timeout:g} s; {owner} looks after it, and has been asked"
+                )
+            time.sleep(LOOK_INTERVAL)
+        return self.status()
+
+    def _say(self, text: str) -> None:
+        if LEVELS.index(self.log_level) <= LEVELS.index("INFO"):
+            print(text, file=sys.stderr)
 
 
-@contextlib.contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt here, so that they too end the ranks, delete the secrets and say so.
+def _package(
+    executor: Executor, packages: list[tuple[Any, Package | None]], folder: Path, script: Path | None
+) -> tuple[Package | None, str]:
+    """An executor's package, and the name of its copy: the same for all executors that package alike."""
+    for index, (packager, package) in enumerate(packages):
+        if packager == executor.packager:
+            return package, "code" if index == 0 else f"code-{index + 1}"
+    from executors.packaging import default_packager
 
-    A signal that somebody ignores (nohup) or handles already is left to them. Signals reach the main thread alone.
-    """
-    taken = []
-    if threading.current_thread() is threading.main_thread():
-        taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    try:
-        for number in taken:
-            signal.signal(number, signal.default_int_handler)
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+    chosen = executor.packager or default_packager(script_folder())
+    packages.append((executor.packager, chosen.package(folder, script)))
+    return packages[-1][1], "code" if len(packages) == 1 else f"code-{len(packages)}"
 
 
-def _run_one(executor: Executor, plan: Plan, task: TaskRecord, progress: bool | None) -> None:
-    handles: list[Handle] = []
-    try:
-        handles = executor.submit([plan])
-        task.append("started")
-        with Watch(task, progress):
-            [state] = executor.wait(handles)
-    except BaseException as error:
-        try:
-            executor.cancel(handles)
-        finally:
-            if isinstance(error, KeyboardInterrupt):
-                task.append("cancelled")
-            else:
-                _append_failure(task, Failure(rank=None, cause=f"{type(error).__name__}: {error}"))
-        raise
-    if state.failure is not None:
-        _append_failure(task, state.failure)
-    else:
-        task.append(state.status.value)
+def _provenance(package: Package | None) -> dict[str, Any] | None:
+    if package is None:
+        return code_state(script_folder())
+    return {"folder": str(package.root), "commit": package.commit, "dirty": package.dirty}
 
 
-def _append_failure(task: TaskRecord, failure: Failure) -> None:
-    task.append("failed", rank=failure.rank, cause=failure.cause, traceback=failure.traceback)
+def _script_yaml(script: Script) -> str:
+    from executors.secrets import is_secret
+    from launcher.config import Config
+    from launcher.serialization import to_yaml
+
+    env = {name: "(secret)" if is_secret(name) else value for name, value in script.env.items()}
+    return to_yaml(Config(Script, **{**vars(script), "env": env}))
+
+
+def _shared(jobs: list[Job]) -> list[Job]:
+    """Jobs whose equal executors are one, so that one call serves them all."""
+    for index, job in enumerate(jobs):
+        job.executor = next(other.executor for other in jobs[: index + 1] if other.executor == job.executor)
+    return jobs
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -45,3 +45,7 @@ def start_time(pid: int) -> str | None:
     # The command's name may hold spaces and brackets; fields are counted from its end: state is 3, start time is 22.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else f"{boot} {fields[19]}"
+
+
+def describe_owner(owner: Owner) -> str:
+    return f"process {owner['pid']} on {owner['host']}"

@@ -1,7 +1,4 @@
-"""A task's progress on the console while the launcher waits: a bar with live numbers, or a plain line now and then.
-
-Driven by changes of metrics.jsonl, on a thread of its own; the launcher's thread waits for the task itself.
-"""
+"""What a launcher shows on the console while tasks run: their progress, and what they write."""
 
 from __future__ import annotations
 
@@ -11,13 +8,13 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from experiments.logs import json_lines, printable
+from experiments.logs import LOOK_INTERVAL, LogTail, json_lines, printable
 from experiments.store import TaskRecord
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-PLAIN_INTERVAL = 10.0  # seconds between two plain lines
+PLAIN_INTERVAL = 10.0  # seconds between two plain lines of a task
 
 
 def describe(metrics: dict[str, Any]) -> str:
@@ -32,38 +29,34 @@ def describe(metrics: dict[str, Any]) -> str:
 
 
 class _Display(Protocol):
-    def show(self, metrics: dict[str, Any]) -> None: ...
-    def close(self, metrics: dict[str, Any]) -> None: ...
+    def show(self, name: str, metrics: dict[str, Any], *, last: bool) -> None: ...
+    def close(self) -> None: ...
 
 
 class Plain:
-    """A line on stderr at most every PLAIN_INTERVAL seconds, and the last one."""
+    """A line on stderr for each task at most every PLAIN_INTERVAL seconds, and the last one."""
 
-    def __init__(self, name: str) -> None:
-        self._name = printable(name)
-        self._last = -PLAIN_INTERVAL
-        self._shown: dict[str, Any] = {}
+    def __init__(self) -> None:
+        self._shown: dict[str, tuple[float, dict[str, Any]]] = {}
 
-    def show(self, metrics: dict[str, Any]) -> None:
-        if time.monotonic() - self._last >= PLAIN_INTERVAL:
-            self._print(metrics)
-
-    def close(self, metrics: dict[str, Any]) -> None:
-        if metrics and metrics != self._shown:
-            self._print(metrics)
-
-    def _print(self, metrics: dict[str, Any]) -> None:
-        self._last, self._shown = time.monotonic(), dict(metrics)
+    def show(self, name: str, metrics: dict[str, Any], *, last: bool) -> None:
+        now = time.monotonic()
+        when, shown = self._shown.get(name, (now - PLAIN_INTERVAL, {}))
+        if metrics == shown or (now - when < PLAIN_INTERVAL and not last):
+            return
+        self._shown[name] = now, dict(metrics)
         step = f"step {metrics.get('step', 0)}/{metrics.get('max_steps', '?')}"
-        print(f"{self._name}: {step}  {describe(metrics)}", file=sys.stderr, flush=True)
+        print(f"{printable(name)}: {step}  {describe(metrics)}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        return None
 
 
-class Bar:
-    """A bar on stderr with steps, live numbers, and the time that is left."""
+class Bars:
+    """A bar on stderr for each task, with steps, live numbers, and the time that is left."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         from rich.console import Console
-        from rich.markup import escape
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -81,72 +74,100 @@ class Bar:
             console=Console(file=sys.stderr),
             refresh_per_second=4,
         )
-        self._task: TaskID = self._progress.add_task(escape(printable(name)), total=None, numbers="")
+        self._rows: dict[str, TaskID] = {}
         self._progress.start()
 
-    def show(self, metrics: dict[str, Any]) -> None:
+    def show(self, name: str, metrics: dict[str, Any], *, last: bool) -> None:
+        from rich.markup import escape
+
+        if name not in self._rows:
+            self._rows[name] = self._progress.add_task(escape(printable(name)), total=None, numbers="")
         self._progress.update(
-            self._task,
+            self._rows[name],
             completed=metrics.get("step", 0),
             total=metrics.get("max_steps"),
-            numbers=describe({name: value for name, value in metrics.items() if name != "lr"}),
+            numbers=describe({key: value for key, value in metrics.items() if key != "lr"}),
         )
 
-    def close(self, metrics: dict[str, Any]) -> None:
-        self.show(metrics)
+    def close(self) -> None:
         self._progress.stop()
 
 
-class Watch:
-    """Shows a task's metrics from entry to exit. `progress`: True a bar, None a bar on a terminal, else plain lines."""
+class _Watched:
+    """One task: how far its files have been read."""
 
-    def __init__(self, task: TaskRecord, progress: bool | None) -> None:
-        self._task = task
-        self._bar = sys.stderr.isatty() if progress is None else progress
-        self._metrics: dict[str, Any] = {}
-        self._offset = 0
+    def __init__(self, task: TaskRecord, tail: bool) -> None:
+        self.task = task
+        self.metrics: dict[str, Any] = {}
+        self.offset = 0
+        self.tail = LogTail(task.files) if tail else None
+
+    def new_metrics(self) -> bool:
+        lines, self.offset = json_lines(self.task.files.metrics, self.offset)
+        for line in lines:
+            self.metrics |= line
+        return bool(lines)
+
+
+class Monitor:
+    """Shows tasks from `begin` to `end`, on a thread of its own.
+
+    progress: True shows bars, False plain lines now and then, None bars where stderr is a terminal. A task with
+    `tail` has what its ranks write shown on stdout, under its name; there are no bars then. `quiet` leaves out what
+    `say` is told.
+    """
+
+    def __init__(self, progress: bool | None, *, tail: bool, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bars = (sys.stderr.isatty() if progress is None else progress) and not tail
+        self._watched: dict[str, _Watched] = {}
+        self._display: _Display | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._display: _Display | None = None
+        self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._follow, daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing.set()
+        self._thread.join()
+        for name in list(self._watched):
+            self.end(name)
+        if self._display is not None:
+            self._display.close()
+
+    def say(self, text: str) -> None:
+        """A line on stderr."""
+        if not self._quiet:
+            print(printable(text), file=sys.stderr, flush=True)
+
+    def begin(self, task: TaskRecord, *, tail: bool) -> None:
+        """From now on; a task that is tried again goes on where it was."""
         with self._lock:
-            self._read()
-            if self._display is None and self._metrics:
-                self._display = self._make_display()
-            if self._display is not None:
-                self._display.close(self._metrics)
+            self._watched.setdefault(task.name, _Watched(task, tail))
 
-    def _make_display(self) -> _Display:
-        return Bar(self._task.name) if self._bar else Plain(self._task.name)
+    def end(self, name: str) -> None:
+        """Show what is left of a task, and no more after that."""
+        with self._lock:
+            watched = self._watched.pop(name, None)
+            if watched is not None:
+                self._show(watched, last=True)
 
-    def _follow(self) -> None:
-        from watchfiles import watch
-
-        for _ in watch(
-            self._task.folder,
-            watch_filter=lambda change, path: path.endswith("metrics.jsonl"),
-            debounce=200,
-            stop_event=self._closing,
-            recursive=False,
-            raise_interrupt=False,
-        ):
+    def _look(self) -> None:
+        while not self._closing.wait(LOOK_INTERVAL):
             with self._lock:
-                if self._closing.is_set():
-                    return
-                if self._read():
-                    self._display = self._display or self._make_display()
-                    self._display.show(self._metrics)
+                for watched in self._watched.values():
+                    self._show(watched, last=False)
 
-    def _read(self) -> bool:
-        lines, self._offset = json_lines(self._task.files.metrics, self._offset)
-        for line in lines:
-            self._metrics |= line
-        return bool(lines)
+    def _show(self, watched: _Watched, *, last: bool) -> None:
+        name = watched.task.name
+        if watched.tail is not None:
+            for label, line in watched.tail.new(final=last):
+                print(f"{printable(name)} {label}| {line}", flush=True)
+        if watched.new_metrics() or (last and watched.metrics):
+            self._display = self._display or (Bars() if self._bars else Plain())
+            self._display.show(name, watched.metrics, last=last)

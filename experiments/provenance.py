@@ -9,14 +9,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from launcher.worker import SCRIPT_MODULE
+
+
+def launch_script() -> Path | None:
+    """The Python file that was started, or the workspace file that the command read; None in an interactive session,
+    under `python -m`, or for a command without one."""
+    workspace = getattr(sys.modules.get(SCRIPT_MODULE), "__file__", None)
+    if workspace is not None:
+        return Path(workspace).resolve()
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    if file is None or getattr(main, "__spec__", None) is not None or not file.endswith(".py"):
+        return None
+    return Path(file).resolve()
+
 
 def script_folder() -> Path:
     """The folder of the launch script, as Python would put it on sys.path; the current one where there is none."""
-    main = sys.modules.get("__main__")
-    file = getattr(main, "__file__", None)
-    if file is None or getattr(main, "__spec__", None) is not None:  # interactive, or python -m
-        return Path.cwd()
-    return Path(file).resolve().parent
+    script = launch_script()
+    return Path.cwd() if script is None else script.parent
 
 
 def import_path() -> list[str]:

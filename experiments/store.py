@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from executors.base import Failure, Status
 from experiments.logs import json_lines
 from experiments.owner import alive, this_process
 from launcher.errors import StoreError, nearest
+from launcher.home import home
 from launcher.worker import JobFiles, write_json
 
 VERSION = 1
@@ -33,12 +34,9 @@ EVENT_STATUS = {
     "succeeded": Status.SUCCEEDED,
     "failed": Status.FAILED,
     "cancelled": Status.CANCELLED,
+    "skipped": Status.SKIPPED,
+    "retrying": Status.QUEUED,
 }
-
-
-def home() -> Path:
-    """Where all state lives: $GEMMA_LAUNCHER_HOME, else ~/.gemma-launcher."""
-    return Path(os.environ.get("GEMMA_LAUNCHER_HOME") or "~/.gemma-launcher").expanduser().absolute()
 
 
 def slug(text: str) -> str:
@@ -52,21 +50,48 @@ def new_id(title: str) -> str:
 
 
 class TaskRecord:
-    """One task of an experiment."""
+    """One task of an experiment.
 
-    def __init__(self, name: str, folder: Path) -> None:
+    needs: the tasks that must have succeeded before it starts. group: the tasks of one group run together. tail_logs:
+    what it writes is shown while it runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        needs: Sequence[str] = (),
+        group: str | None = None,
+        tail_logs: bool = False,
+    ) -> None:
         self.name = name
         self.folder = folder
+        self.needs = tuple(needs)
+        self.group = group
+        self.tail_logs = tail_logs
         self.files = JobFiles(folder)
 
-    def append(self, event: str, **details: Any) -> None:
-        """Add one event, whole or not at all. This process is from now on the one that looks after the task."""
+    def append(self, event: str, **details: Any) -> Status:
+        """Add one event, whole or not at all, and return what the task now is.
+
+        This process is from now on the one that looks after it.
+        """
         line = json.dumps({"time": time.time(), "event": event, **details, "owner": this_process()}) + "\n"
         descriptor = os.open(self.folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)
+        return EVENT_STATUS[event]
+
+    def set_aside(self, attempt: int) -> None:
+        """Move what the ranks wrote in a failed attempt out of the way of the next."""
+        folder = self.files.attempt(attempt)
+        folder.mkdir(exist_ok=True)
+        for path in [*self.folder.glob("rank_*"), self.files.launch_log, self.files.result]:
+            if path.exists():
+                path.replace(folder / path.name)
 
     def events(self) -> list[dict[str, Any]]:
         """Every event so far, oldest first; a line that was being written when a launcher died is not one."""
@@ -82,11 +107,16 @@ class TaskRecord:
 
     @property
     def failure(self) -> Failure | None:
-        """Why it failed, where it did."""
+        """Why it failed, or was never started, where it did or was not."""
         last = (self.events() or [{"event": None}])[-1]
-        if last["event"] != "failed":
+        if last["event"] not in ("failed", "skipped"):
             return None
-        return Failure(rank=last["rank"], cause=last["cause"], traceback=last["traceback"])
+        return Failure(rank=last.get("rank"), cause=last["cause"], traceback=last.get("traceback", ""))
+
+    @property
+    def attempts(self) -> int:
+        """How often it was started; more than once where it failed and was tried again."""
+        return sum(event["event"] == "started" for event in self.events())
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl so far."""
@@ -109,12 +139,14 @@ class ExperimentRecord:
     created: float  # unix seconds
     folder: Path
     tasks: tuple[TaskRecord, ...]
+    sequential: bool = False
+    """One task after another, whatever there is room for."""
 
     @property
     def status(self) -> Status:
         """The experiment as a whole: what still runs, else the worst that happened."""
         found = {task.status for task in self.tasks}
-        order = (Status.RUNNING, Status.QUEUED, Status.FAILED, Status.LOST, Status.CANCELLED)
+        order = (Status.RUNNING, Status.QUEUED, Status.FAILED, Status.LOST, Status.CANCELLED, Status.SKIPPED)
         return next((status for status in order if status in found), Status.SUCCEEDED)
 
     def task(self, name: str | None = None) -> TaskRecord:
@@ -135,13 +167,18 @@ class Store:
     def __init__(self, root: Path | None = None) -> None:
         self.folder = (root or home()) / "experiments"
 
-    def create(self, experiment_id: str, title: str, tasks: list[tuple[str, str]]) -> ExperimentRecord:
-        """Make an experiment's folder; `tasks` are names and the folders for them. Raises StoreError."""
+    def create(
+        self, experiment_id: str, title: str, tasks: Sequence[dict[str, Any]], *, sequential: bool = False
+    ) -> ExperimentRecord:
+        """Make an experiment's folder; a task is its name, its folder's name, needs, group, tail_logs (see TaskRecord).
+
+        Raises StoreError.
+        """
         folder = self.folder / experiment_id
         try:
             folder.mkdir(parents=True)
-            for _, task_folder in tasks:
-                (folder / task_folder).mkdir()
+            for task in tasks:
+                (folder / task["folder"]).mkdir()
             write_json(
                 folder / "experiment.json",
                 {
@@ -149,7 +186,8 @@ class Store:
                     "id": experiment_id,
                     "title": title,
                     "created": time.time(),
-                    "tasks": [{"name": name, "folder": task_folder} for name, task_folder in tasks],
+                    "sequential": sequential,
+                    "tasks": tasks,
                 },
             )
         except OSError as error:
@@ -169,10 +207,39 @@ class Store:
                     f"{path} is of version {version}; this launcher reads up to {VERSION}",
                     hint="pip install --upgrade gemma-launcher",
                 )
-            tasks = tuple(TaskRecord(task["name"], folder / task["folder"]) for task in found["tasks"])
-            return ExperimentRecord(found["id"], found["title"], found["created"], folder, tasks)
+            tasks = tuple(
+                TaskRecord(
+                    task["name"],
+                    folder / task["folder"],
+                    needs=task.get("needs", ()),
+                    group=task.get("group"),
+                    tail_logs=task.get("tail_logs", False),
+                )
+                for task in found["tasks"]
+            )
+            sequential = found.get("sequential", False)
+            return ExperimentRecord(found["id"], found["title"], found["created"], folder, tasks, sequential)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} cannot be read: {error!r}") from error
+
+    def get(self, experiment_id: str) -> ExperimentRecord:
+        """The experiment of that id. Raises StoreError."""
+        if re.fullmatch(r"[a-z0-9-]{1,80}", experiment_id) and (self.folder / experiment_id).is_dir():
+            return self.read(self.folder / experiment_id)
+        raise StoreError(
+            f"there is no experiment of the id {experiment_id!r} in {self.folder}", hint="gemma-launch experiment list"
+        )
+
+    def find_title(self, title: str) -> ExperimentRecord:
+        """The newest experiment of that title. Raises StoreError."""
+        known = list(self.all())
+        for record in known:
+            if record.title == title:
+                return record
+        raise StoreError(
+            f"there is no experiment titled {title!r} in {self.folder}",
+            hint=nearest(title, [record.title for record in known]) or "gemma-launch experiment list",
+        )
 
     def all(self) -> Iterator[ExperimentRecord]:
         """Every experiment, newest first; what cannot be read is left out (`find` says why)."""

@@ -12,17 +12,31 @@ from launcher.run import run as run  # at once: the module of that name must not
 
 if TYPE_CHECKING:
     from executors.local import LocalExecutor as LocalExecutor
+    from executors.packaging import GitArchivePackager as GitArchivePackager
+    from executors.packaging import HybridPackager as HybridPackager
+    from executors.packaging import Packager as Packager
+    from executors.packaging import PatternPackager as PatternPackager
     from experiments.experiment import Experiment as Experiment
     from experiments.experiment import Result as Result
+    from launcher.autoconvert import autoconvert as autoconvert
     from launcher.config import Config as Config
     from launcher.config import Partial as Partial
     from launcher.errors import ExperimentFailed as ExperimentFailed
     from launcher.errors import LaunchError as LaunchError
+    from launcher.plugin import Plugin as Plugin
+    from launcher.script import Script as Script
 else:
     _HOMES = {
         "Config": "launcher.config",
         "Partial": "launcher.config",
+        "Script": "launcher.script",
+        "autoconvert": "launcher.autoconvert",
         "LocalExecutor": "executors.local",
+        "Packager": "executors.packaging",
+        "GitArchivePackager": "executors.packaging",
+        "PatternPackager": "executors.packaging",
+        "HybridPackager": "executors.packaging",
+        "Plugin": "launcher.plugin",
         "Experiment": "experiments.experiment",
         "Result": "experiments.experiment",
         "LaunchError": "launcher.errors",
@@ -34,6 +48,10 @@ else:
             raise AttributeError(f"module 'launcher' has no attribute {name!r}; it has {', '.join(__dir__())}")
         import importlib
 
+        if not _HOMES[name].startswith("launcher."):
+            from launcher.shadowing import require_own_packages
+
+            require_own_packages()
         value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
         return value
 

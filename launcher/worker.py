@@ -21,7 +21,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 TASK_VERSION: Final = 1
 JOB_DIR: Final = "GEMMA_LAUNCHER_JOB_DIR"
@@ -41,9 +41,13 @@ class JobFiles:
         self.folder = pathlib.Path(folder)
         self.task = self.folder / "task.json"
         self.secrets = self.folder / "secrets.json"
+        self.script = self.folder / "script"
+        """The text of an inline Script."""
         self.metrics = self.folder / "metrics.jsonl"
         self.result = self.folder / "result.json"
         self.environment = self.folder / "environment.json"
+        self.cancel = self.folder / "cancel"
+        """Somebody's wish that the task be ended; whoever looks after it sees to that."""
         self.launch_log = self.folder / "launch.log"
         """What the processes wrote before their ranks had files of their own; all of torchrun's own output."""
 
@@ -56,11 +60,17 @@ class JobFiles:
     def failure(self, rank: int) -> pathlib.Path:
         return self.folder / f"rank_{rank}.failure.json"
 
+    def attempt(self, number: int) -> pathlib.Path:
+        """The folder that takes the logs of an attempt that failed and was followed by another; 1 is the first."""
+        return self.folder / f"attempt_{number}"
+
 
 class Reader:
     """Turns one JSON document into objects. What is shared in the document is one object in the result."""
 
-    def __init__(self) -> None:
+    def __init__(self, moved: dict[str, str] | None = None) -> None:
+        """`moved`: files of the launcher's that lie elsewhere here."""
+        self._moved = moved or {}
         self._shared: dict[int, Any] = {}
 
     def read(self, node: Any) -> Any:
@@ -83,7 +93,7 @@ class Reader:
             module_name, _, qualname = ref.partition(":")
             found: Any = importlib.import_module(module_name)
         else:
-            found, qualname = self._script(ref["file"]), ref["name"]
+            found, qualname = self._script(self._moved.get(ref["file"], ref["file"])), ref["name"]
         for part in qualname.split("."):
             found = getattr(found, part)
         return found
@@ -241,17 +251,39 @@ def keep_result(value: Any, files: JobFiles) -> None:
 
 
 def run_task(task: dict[str, Any], files: JobFiles, rank: int) -> None:
-    """Build and call one task.
+    """Build and call one task; a Script takes this process over, and its exit status is the process's.
 
-    Raises whatever the task raises, and ValueError for a task file of another version.
+    Raises whatever the task raises, ValueError for a task file of another version, and OSError where the task's folder
+    or the program of a Script is not there.
     """
     if task["version"] != TASK_VERSION:
         raise ValueError(f"{files.task} has version {task['version']}; this worker reads version {TASK_VERSION}")
-    value = Reader().read(task["call"])
+    os.chdir(task["folder"])
+    if "argv" in task:
+        become(task["argv"])
+    value = Reader(task["moved"]).read(task["call"])
     if isinstance(value, functools.partial):
         value = value()
     if rank == 0:
         keep_result(value, files)
+
+
+def become(argv: list[str]) -> NoReturn:
+    """Run a program instead of this one. What it imports or starts by name is found as the launcher would find it."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    if sys.prefix != sys.base_prefix:
+        # As in an activated environment: `python`, `torchrun` in a shell line are this interpreter's.
+        os.environ["PATH"] = os.pathsep.join(filter(None, [os.path.dirname(sys.executable), os.environ.get("PATH")]))
+    import signal
+
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these, and a program would inherit that
+        signal.signal(number, signal.SIG_DFL)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execvp(argv[0], argv)  # noqa: S606
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, argv[0]) from None
 
 
 def main(path: str) -> int:

@@ -12,46 +12,15 @@ from typing import Any
 import pytest
 import sample_tasks
 from processes import has_ended
+from submitted import Held, Submitted, make_plan, run
 
-from executors.base import Handle, JobState, Plan, Status, Task
-from executors.local import LocalExecutor, free_port
+from executors.base import JobState, Status
+from executors.local import LocalExecutor
+from executors.processes import free_port
 from launcher.config import Partial
 from launcher.errors import ExecutorError
-from launcher.serialization import encode
+from launcher.script import Script
 from launcher.worker import JobFiles
-
-SAMPLES = str(Path(sample_tasks.__file__).parent)
-
-
-def plan(executor: LocalExecutor, folder: Path, task: Any) -> Plan:
-    spec = {"version": 1, "experiment": "e-1", "name": "t", "sys_path": [SAMPLES], "call": encode(task)}
-    return executor.plan(Task(name="t", folder=folder, spec=spec))
-
-
-def run(executor: LocalExecutor, folder: Path, task: Any) -> JobState:
-    [state] = executor.wait(executor.submit([plan(executor, folder, task)]))
-    return state
-
-
-class Held:
-    """A task whose ranks wait to be ended, once all of them do: their pids and those of their children."""
-
-    def __init__(self, executor: LocalExecutor, folder: Path, *, stubborn: bool = False) -> None:
-        fifo = folder / "fifo"
-        os.mkfifo(fifo)
-        keep = os.open(fifo, os.O_RDWR)  # so that reading never sees an end between two ranks
-        task = Partial(sample_tasks.hold, fifo=str(fifo), stubborn=stubborn)
-        self.handles: list[Handle] = executor.submit([plan(executor, folder, task)])
-        with os.fdopen(keep) as pipe:
-            self.pids = [int(pid) for _ in range(executor.ntasks_per_node) for pid in pipe.readline().split()]
-        self.watches = [os.pidfd_open(pid) for pid in self.pids]
-
-    def wait_until_gone(self) -> None:
-        """Returns when every process has ended; the deadline is there to fail by."""
-        for watch in self.watches:
-            ended = has_ended(watch)
-            os.close(watch)
-            assert ended, f"one of {self.pids} outlived its task"
 
 
 def test_ranks_see_the_contract(tmp_path: Path) -> None:
@@ -115,7 +84,7 @@ def test_a_failure_does_not_wait_for_a_rank_that_ignores_sigterm(tmp_path: Path)
     executor = LocalExecutor(ntasks_per_node=2, grace=0.2)
     held = Held(executor, tmp_path, stubborn=True)
     os.kill(held.pids[2], 9)
-    [state] = executor.wait(held.handles)
+    [state] = held.submitted.wait()
     held.wait_until_gone()
     assert state.status is Status.FAILED
     assert state.failure is not None
@@ -129,9 +98,8 @@ def test_a_failure_does_not_wait_for_a_rank_that_ignores_sigterm(tmp_path: Path)
 def test_cancel_ends_ranks_and_their_children(tmp_path: Path, launcher: Any, stubborn: bool) -> None:
     executor = LocalExecutor(ntasks_per_node=2, launcher=launcher, grace=0.2 if stubborn else 30.0)
     held = Held(executor, tmp_path, stubborn=stubborn)
-    assert executor.poll(held.handles) == [JobState(status=Status.RUNNING)]
-    executor.cancel(held.handles)
-    assert executor.poll(held.handles) == [JobState(status=Status.CANCELLED)]
+    assert held.submitted.states == [JobState(status=Status.RUNNING)]
+    assert held.submitted.cancel() == [JobState(status=Status.CANCELLED)]
     held.wait_until_gone()
 
 
@@ -156,8 +124,9 @@ def test_secrets_are_private_while_it_runs_and_gone_after(tmp_path: Path) -> Non
     assert json.loads(files.secrets.read_text()) == {"HF_TOKEN": "hf_abcdef"}
     for pid in held.pids[::2]:
         assert b"hf_abcdef" not in Path(f"/proc/{pid}/environ").read_bytes()  # what `ps e` shows
-    executor.cancel(held.handles)
+    held.submitted.cancel()
     held.wait_until_gone()
+    executor.clean(held.submitted.handles[0].plan)
     assert not files.secrets.exists()
 
 
@@ -167,14 +136,22 @@ def test_the_task_gets_its_secrets(tmp_path: Path) -> None:
     assert json.loads(JobFiles(tmp_path).result.read_text()) == "fedcba_fh"
 
 
-def test_a_python_that_is_not_there_is_an_error_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    executor = LocalExecutor(env_vars={"HF_TOKEN": "x"})
-    with pytest.raises(ExecutorError, match=r"task 't' could not be started: .*'/nowhere/python'"):
-        executor.submit([plan(executor, tmp_path, Partial(sample_tasks.report_rank))])
-    assert not JobFiles(tmp_path).secrets.exists()
+def test_a_python_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ExecutorError, match="python is '/nowhere/python', which is no program"):
+        LocalExecutor(python="/nowhere/python").check()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")  # it went away after the launcher had started
+    state = run(LocalExecutor(), tmp_path, Partial(sample_tasks.report_rank))
+    assert state.failure is not None
+    assert "it could not be started" in state.failure.cause
+    assert "'/nowhere/python'" in state.failure.cause
+
+
+def test_another_python_runs_the_ranks(tmp_path: Path) -> None:
+    python = tmp_path / "my python"
+    python.symlink_to(os.path.realpath(sys.executable))  # without the virtual environment around it
+    task = Partial(sample_tasks.interpreter)
+    assert run(LocalExecutor(python=str(python)), tmp_path / "t", task).status is Status.SUCCEEDED
+    assert json.loads(JobFiles(tmp_path / "t").result.read_text()) == str(python)
 
 
 def test_torchrun_without_torch_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,19 +159,27 @@ def test_torchrun_without_torch_is_refused_before_it_starts(tmp_path: Path, monk
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     executor = LocalExecutor(launcher="torchrun")
     with pytest.raises(ExecutorError, match="needs torch") as caught:
-        executor.submit([plan(executor, tmp_path, Partial(sample_tasks.report_rank))])
+        Submitted(executor, make_plan(executor, tmp_path, Partial(sample_tasks.report_rank)))
     assert "launcher=None" in str(caught.value)
 
 
 def test_several_tasks_at_once_have_ports_of_their_own(tmp_path: Path) -> None:
     executor = LocalExecutor()
     folders = [tmp_path / name for name in ("a", "b", "c")]
-    for folder in folders:
-        folder.mkdir()
-    handles = executor.submit([plan(executor, folder, Partial(sample_tasks.report_rank)) for folder in folders])
-    assert [state.status for state in executor.wait(handles)] == [Status.SUCCEEDED] * 3
+    plans = [make_plan(executor, folder, Partial(sample_tasks.report_rank)) for folder in folders]
+    assert [state.status for state in Submitted(executor, *plans).wait()] == [Status.SUCCEEDED] * 3
     results = [json.loads(JobFiles(folder).result.read_text()) for folder in folders]
     assert len({result["MASTER_PORT"] for result in results}) == 3
+
+
+@pytest.mark.parametrize("launcher", [None, "torchrun"])
+def test_nodes_are_groups_of_processes_here(tmp_path: Path, launcher: Any) -> None:
+    executor = LocalExecutor(nodes=2, ntasks_per_node=2, launcher=launcher)
+    assert executor.ranks == 4
+    assert run(executor, tmp_path, Partial(sample_tasks.report_rank)).status is Status.SUCCEEDED
+    lines = [JobFiles(tmp_path).stdout(rank).read_text() for rank in range(4)]
+    for rank, line in enumerate(lines):
+        assert f"RANK={rank} WORLD_SIZE=4 LOCAL_RANK={rank % 2} LOCAL_WORLD_SIZE=2" in line
 
 
 def test_a_free_port_is_free() -> None:
@@ -208,3 +193,40 @@ def test_threads_do_not_outlive_their_task(tmp_path: Path) -> None:
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=30)
         assert not thread.is_alive()
+
+
+def test_a_script_runs_as_every_rank_with_its_own_arguments_and_variables(tmp_path: Path) -> None:
+    hostile = ["a b", "'\"", "$(touch x)", "; exit 9", "-n", "ü\n"]
+    text = 'import os, sys; print(os.environ["RANK"], os.environ["MARK"], sys.argv[1:])'
+    script = Script(inline=text, entrypoint="python -u", args=hostile, env={"MARK": "its own"})
+    executor = LocalExecutor(ntasks_per_node=2, env_vars={"MARK": "the executor's"})
+    assert run(executor, tmp_path, script).status is Status.SUCCEEDED
+    for rank in (0, 1):
+        assert JobFiles(tmp_path).stdout(rank).read_text() == f"{rank} its own {hostile}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"), [("echo last words >&2; exit 3", "exited with status 3"), ("kill -SEGV $$", "killed by SIGSEGV")]
+)
+def test_a_scripts_exit_status_is_the_tasks(tmp_path: Path, text: str, cause: str) -> None:
+    state = run(LocalExecutor(), tmp_path, Script(inline=text))
+    assert state.failure is not None
+    assert (state.status, state.failure.rank, state.failure.cause) == (Status.FAILED, 0, cause)
+    assert state.failure.traceback == ("last words" if "exit" in text else "")
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    state = run(LocalExecutor(), tmp_path, Script(inline="x", entrypoint="python3.99"))
+    assert state.failure is not None
+    assert state.failure.cause.startswith("FileNotFoundError")
+    assert "python3.99" in state.failure.cause
+
+
+def test_a_script_finds_the_interpreter_and_the_pipes_that_a_shell_would_give_it(tmp_path: Path) -> None:
+    script = Script(inline="command -v python; yes | head -1; echo ${PIPESTATUS[0]}")
+    assert run(LocalExecutor(), tmp_path, script).status is Status.SUCCEEDED
+    sigpipe = "141"  # a shell's number for a death by SIGPIPE: the program was not left ignoring it
+    expected = [f"{Path(sys.executable).parent}/python", "y", sigpipe]
+    assert JobFiles(tmp_path).stdout(0).read_text().splitlines()[-2:] == expected[-2:]
+    if sys.prefix != sys.base_prefix:
+        assert JobFiles(tmp_path).stdout(0).read_text().splitlines() == expected

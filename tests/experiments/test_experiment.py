@@ -90,14 +90,14 @@ def test_any_title_and_task_name_runs(title: str, tmp_path: Path, monkeypatch: p
     assert {path.name for path in tmp_path.iterdir()} == {"launcher_home"}
 
 
-def test_tasks_run_in_order_and_one_failure_is_raised_after_all_have_run() -> None:
+def test_in_sequence_tasks_run_in_order_and_one_failure_is_raised_after_all_have_run() -> None:
     executor = run.LocalExecutor(ntasks_per_node=2)
     with run.Experiment("several") as experiment:
         assert experiment.add(run.Partial(report_rank), executor=executor) == "report_rank"
         experiment.add(run.Partial(end_badly, how="raise"), executor=executor, name="bad")
         experiment.add(run.Partial(report_rank), executor=executor, name="Bad")
         with pytest.raises(run.ExperimentFailed, match="task 'bad' failed on rank 1: ValueError: rank 1") as caught:
-            experiment.run(progress=False)
+            experiment.run(sequential=True, progress=False)
     assert (caught.value.experiment_id, caught.value.task, caught.value.rank) == (experiment.id, "bad", 1)
     assert "in end_badly" in caught.value.traceback
     record = only_experiment()
@@ -139,8 +139,9 @@ def test_mistakes_are_refused_when_they_are_added(launcher_home: Path) -> None:
 
 
 def test_a_dry_run_prints_what_would_run_and_does_nothing(
-    launcher_home: Path, capsys: pytest.CaptureFixture[str]
+    launcher_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     experiment = run.Experiment("a\ntitle")
     executor = run.LocalExecutor(ntasks_per_node=2, env_vars={"WANDB_API_KEY": "abc123", "A": "b c"})
     experiment.add(run.Partial(train, trainer=run.Config(Trainer)), executor=executor)
@@ -150,21 +151,25 @@ def test_a_dry_run_prints_what_would_run_and_does_nothing(
     assert "abc123" not in shown
     command = f"{sys.executable} {Path(run.__file__).parent / 'worker.py'} {experiment.folder / 'train' / 'task.json'}"
     ranks = "WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1"
-    assert shown.splitlines()[:9] == [
+    assert shown.splitlines()[:10] == [
         f"experiment {experiment.id}: a\\ntitle",
         "",
         "task train on LocalExecutor",
         f"folder  {experiment.folder / 'train'}",
         "ranks   2 (1 x 2)",
+        "code    where it lies, not copied",
         "env     A='b c'",
         "env     WANDB_API_KEY=(secret)",
-        f"run     RANK=0 LOCAL_RANK=0 {ranks} {command}",
-        f"run     RANK=1 LOCAL_RANK=1 {ranks} {command}",
+        f"run     RANK=0 LOCAL_RANK=0 NODE_RANK=0 {ranks} {command}",
+        f"run     RANK=1 LOCAL_RANK=1 NODE_RANK=0 {ranks} {command}",
     ]
     assert "max_steps: 100" in shown
 
 
-def test_no_secret_is_left_on_disk_or_shown(launcher_home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_secret_is_left_on_disk_or_shown(
+    launcher_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the copy of this repository would hold this test's own text
     executor = run.LocalExecutor(ntasks_per_node=2, env_vars={"HF_TOKEN": "hf_abcdef", "SHOWN": "shown-value"})
     run.run(run.Partial(sample_tasks.echo_variable, "HF_TOKEN"), executor, progress=False)
     with pytest.raises(run.ExperimentFailed) as caught:
@@ -181,10 +186,10 @@ def test_a_launch_that_cannot_start_says_so_in_the_folder(monkeypatch: pytest.Mo
     with run.Experiment("no python") as experiment:
         experiment.add(run.Partial(report_rank), executor=run.LocalExecutor(), name="one")
         experiment.add(run.Partial(report_rank), executor=run.LocalExecutor(), name="two")
-        with pytest.raises(ExecutorError, match="could not be started"):
+        with pytest.raises(run.ExperimentFailed, match="could not be started"):
             experiment.run(progress=False)
     first, second = only_experiment().tasks
-    assert (first.status, second.status) == (Status.FAILED, Status.CANCELLED)
+    assert (first.status, second.status) == (Status.FAILED, Status.FAILED)
     assert first.failure is not None
     assert "/nowhere/python" in first.failure.cause
 

@@ -26,7 +26,7 @@ HOSTILE = [
 
 
 def made(title: str = "t", tasks: int = 1) -> ExperimentRecord:
-    return Store().create(new_id(title), title, [(f"task {n}", f"task-{n}") for n in range(tasks)])
+    return Store().create(new_id(title), title, [{"name": f"task {n}", "folder": f"task-{n}"} for n in range(tasks)])
 
 
 def test_home(monkeypatch: pytest.MonkeyPatch, launcher_home: Path) -> None:

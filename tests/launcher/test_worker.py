@@ -26,6 +26,8 @@ def run_worker(folder: Path, call: Any, *, sys_path: list[str] | None = None, **
         "name": "t",
         "sys_path": sys_path or [SAMPLES],
         "code": None,
+        "folder": str(Path.cwd()),
+        "moved": {},
         "call": call,
     }
     files = JobFiles(folder)

@@ -69,6 +69,14 @@ def report_rank() -> dict[str, str]:
     return found
 
 
+def interpreter() -> str:
+    return sys.executable
+
+
+def folder() -> str:
+    return os.getcwd()
+
+
 def echo_variable(name: str) -> str:
     """Print a variable and return its digits reversed, so that the result does not hold it as it is."""
     return os.environ[name][::-1]

@@ -1,0 +1,75 @@
+"""A process of its own that looks after an experiment, so that its launcher may end.
+
+Started by its path, `python .../experiments/detached.py FOLDER`: what it is to do lies in the folder. It says so when
+it has taken over; from then on the experiment is its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # Python put this file's folder first; the packages are one above it, before any of the user's of the same name.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import json
+import subprocess
+from pathlib import Path
+
+from executors.base import Plan
+from experiments.conductor import Conductor, Job
+from experiments.progress import Monitor
+from experiments.store import ExperimentRecord, Store
+from launcher.errors import ExecutorError
+from launcher.worker import Reader
+
+READY = b"ready\n"
+LOG = "launcher.log"
+
+
+def start(record: ExperimentRecord) -> None:
+    """Hand an experiment over; returns when it has been taken. Raises ExecutorError if it is not."""
+    log = record.folder / LOG
+    with open(log, "ab") as errors:
+        process = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), str(record.folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,  # a closed terminal, a Ctrl-C there, is not its affair
+        )
+    if process.stdout is None:
+        raise RuntimeError("a pipe was asked for")
+    with process.stdout:
+        said = process.stdout.readline()
+    if said != READY:
+        process.wait()
+        words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise ExecutorError(f"nobody took over experiment {record.id}: {' '.join(words) or 'no word'} (see {log})")
+    process.returncode = 0  # it is nobody's child any more: nobody is to wait for it
+
+
+def jobs_of(record: ExperimentRecord) -> list[Job]:
+    """The tasks of a prepared experiment, read from its folder."""
+    jobs = []
+    for task in record.tasks:
+        plan = Plan.from_json(json.loads((task.folder / "plan.json").read_text(encoding="utf-8")))
+        executor = Reader().read(json.loads((task.folder / "executor.json").read_text(encoding="utf-8")))
+        jobs.append(Job(task, plan, executor))
+    return jobs
+
+
+def main(folder: str) -> None:
+    store = Store()
+    record = store.read(Path(folder))
+    jobs = jobs_of(record)
+    for task in record.tasks:
+        task.append("queued")  # looked after by this process, now
+    os.write(1, READY)
+    os.dup2(2, 1)
+    Conductor(jobs, sequential=record.sequential, monitor=Monitor(progress=False, tail=False)).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

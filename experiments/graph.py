@@ -1,0 +1,73 @@
+"""The tasks of an experiment before it runs, and which needs which."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from executors.base import Executor
+from launcher.errors import ConfigError, nearest
+from launcher.script import Script
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """A task as it was when it was added."""
+
+    name: str
+    folder: str
+    call: Any  # a Config or Partial as JSON values
+    script: Script | None
+    yaml: str
+    executor: Executor
+    needs: tuple[str, ...]  # tasks or groups, as they were named
+    group: str | None
+    tail_logs: bool
+
+
+def names_in(tasks: Sequence[Added]) -> dict[str, list[str]]:
+    """The tasks that a name stands for: itself, or those of a group."""
+    names: dict[str, list[str]] = {}
+    for task in tasks:
+        names.setdefault(task.name, []).append(task.name)
+        if task.group is not None:
+            names.setdefault(task.group, []).append(task.name)
+    return names
+
+
+def needs_in(tasks: Sequence[Added]) -> dict[str, list[str]]:
+    """The tasks that each task needs. Raises ConfigError for one that is not there, and for a cycle."""
+    names = names_in(tasks)
+    needs: dict[str, list[str]] = {}
+    for task in tasks:
+        for need in task.needs:
+            if need not in names:
+                raise ConfigError(
+                    f"task {task.name!r} depends on {need!r}, which is no task of this experiment; "
+                    f"it has {', '.join(map(repr, names))}",
+                    hint=nearest(need, names),
+                )
+        needs[task.name] = [name for need in task.needs for name in names[need]]
+    done: set[str] = set()
+    for start in needs:
+        _refuse_cycle(start, needs, [], done)
+    return needs
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name, or with a number after it if it is taken."""
+    if name not in taken:
+        return name
+    return next(f"{name}-{number}" for number in range(2, len(taken) + 3) if f"{name}-{number}" not in taken)
+
+
+def _refuse_cycle(task: str, needs: dict[str, list[str]], above: list[str], done: set[str]) -> None:
+    if task in done:
+        return
+    if task in above:
+        cycle = " -> ".join(repr(name) for name in [*above[above.index(task) :], task])
+        raise ConfigError(f"these tasks wait for each other: {cycle}", hint="leave out one of the dependencies")
+    for need in needs[task]:
+        _refuse_cycle(need, needs, [*above, task], done)
+    done.add(task)
