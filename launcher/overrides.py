@@ -186,7 +186,7 @@ class _Override:
             rest = self._text[step.end :]
         else:
             paths, rest = [], ""
-        what = f"{name!r}" if step.kind == "name" else self._text[step.start : step.end]
+        what = show(name) if step.kind == "name" else self._text[step.start : step.end]
         self._fail(
             f"{path or name_of(fiddle.get_callable(config))} has no parameter {what}; it has "
             f"{', '.join(valid) or 'none'}",

@@ -312,7 +312,7 @@ _SCALARS: dict[Any, Callable[[_Values, Node, str], Any]] = {
 
 
 def whole(text: str) -> int | None:
-    """The int that a text says, also as 1_000 or 1e3; None where it says none, or one of more than 1000 digits."""
+    """The int that a text says, also as 1_000 or 1e3 (to 1e30); None where it says none, or one of 1000 digits."""
     if re.fullmatch(r"\s*[+-]?[\d_]{1,1000}\s*", text):
         try:
             return int(text)
@@ -324,7 +324,7 @@ def whole(text: str) -> int | None:
         number = decimal.Decimal(text)
     except decimal.InvalidOperation:
         return None
-    if not number.is_finite() or number.adjusted() > 1000 or number != number.to_integral_value():
+    if not number.is_finite() or number.adjusted() > 30 or number != number.to_integral_value():
         return None
     return int(number)
 
@@ -363,7 +363,7 @@ def _rank(hint: Any) -> int:
     for rank, kinds in enumerate(((None, type(None)), (bool,), (int,), (float,))):
         if kind in kinds:
             return rank
-    return 9 if kind in (str, Path) else 5
+    return 9 if kind in (str, Path) else 8 if kind in (Any, object) else 5
 
 
 def _shaped(node: Node, path: str) -> Node:

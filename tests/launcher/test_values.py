@@ -183,7 +183,7 @@ def test_a_dtype_by_name() -> None:
     assert read("null", torch.dtype | None, "x") is None
     with pytest.raises(Mismatch, match=r"x takes torch.dtype, not 'bfloat61'") as caught:
         read("bfloat61", torch.dtype, "x")
-    assert caught.value.hint == "'bfloat16'"
+    assert (caught.value.hint or "").startswith("'bfloat16'")
 
 
 def test_a_dtype_without_torch_is_one_clear_error() -> None:
