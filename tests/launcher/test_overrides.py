@@ -144,9 +144,7 @@ def test_positions_and_further_names() -> None:
     config: Any = Partial(work, Config(Deep), Config(Trainer))
     apply(config, ["extra=5", "optim.lr=1"])
     assert (config.extra, config.optim.lr) == (5, 1.0)
-    with pytest.raises(
-        OverrideError, match=r"`deep.steps=5` on the command line: .*<lambda> has no parameter 'deep'; it has steps"
-    ):
+    with pytest.raises(OverrideError, match=r"<lambda> has no parameter 'deep'; it has steps"):
         strict: Any = Partial(lambda deep, /, steps=1: None, Config(Deep))
         apply(strict, ["deep.steps=5"])
 
@@ -232,19 +230,21 @@ def test_the_line_of_the_value_in_the_way_is_named() -> None:
 
 HOSTILE = [
     "", "=", "==", ".", "a", "a.b", "trainer.max_steps", "a..b=1", ".a=1", "a.=1", "trainer.=1", "a.b.", "[0]=1",
-    "trainer[=1", "trainer[]=1", "trainer['a=1", "trainer.modules[99999999999]=x", "-x=1", "--trainer.max_steps=5", "- =1",
-    "+trainer.max_steps=1", "trainer.max_steps =1", " trainer.max_steps=1", "trainer .max_steps=1",
+    "trainer[=1", "trainer[]=1", "trainer['a=1", "trainer.modules[99999999999]=x", "-x=1", "--trainer.max_steps=5",
+    "- =1", "+trainer.max_steps=1", "trainer.max_steps =1", " trainer.max_steps=1", "trainer .max_steps=1",
     "__class__=1", "__init__.x=1", "trainer.__class__=1", "trainer.__dict__.x=1", "trainer.__init__.__globals__.x=1",
     "trainer.max_steps.__class__=1", "__arguments__.x=1", "trainer.__fn_or_cls__=os.system", "_arguments_set_value=1",
     "clone=1", "trainer.walk=1", "trainer.max_steps=$(touch hostile)", "trainer.max_steps=1; touch hostile",
     "trainer.max_steps=`touch hostile`", "trainer.max_steps=__import__('os').system('touch hostile')",
-    "trainer.max_steps=9**9**9", "trainer.max_steps=1e400", "trainer.max_steps=1e999999999", "trainer.max_steps=" +
-    "9" * 10_000, "shared.steps*=" + "9" * 900 + "e500", "trainer.max_steps*=1e999999999", "optim.lr=1e400", "optim.lr*=1e309",
-    "trainer.max_steps=\x00", "trainer.max_steps=\u202e5", "trainer.max_steps=5\nx=1", "trainer\n.max_steps=5",
-    "é" * 300 + "=1", "a" * 300 + "=1", "a." * 5000 + "b=1", "trainer." * 300 + "x=1", "trainer.modules" + "[0]" * 300 + "=1",
-    "trainer.modules=" + "[" * 100_000, "trainer.modules=" + "[" * 100_000 + "]" * 100_000, "trainer=" + "{a: " * 50_000,
-    "shared=" + "squad(names=" * 5000, "trainer=os:system", "trainer=os.system('touch hostile')", "trainer=!!python/object:os",
-    "\ud800=1", "trainer.max_steps=\ud800", "💥=1", "trainer.💥=1", "trainer/max_steps=1", "trainer:max_steps=1", "%s=1",
+    "trainer.max_steps=9**9**9", "trainer.max_steps=1e400", "trainer.max_steps=1e999999999",
+    "trainer.max_steps=" + "9" * 10_000, "shared.steps*=" + "9" * 900 + "e500", "trainer.max_steps*=1e999999999",
+    "optim.lr=1e400", "optim.lr*=1e309", "trainer.max_steps=\x00", "trainer.max_steps=\u202e5",
+    "trainer.max_steps=5\nx=1", "trainer\n.max_steps=5", "é" * 300 + "=1", "a" * 300 + "=1", "a." * 5000 + "b=1",
+    "trainer." * 300 + "x=1", "trainer.modules" + "[0]" * 300 + "=1", "trainer.modules=" + "[" * 100_000,
+    "trainer.modules=" + "[" * 100_000 + "]" * 100_000, "trainer=" + "{a: " * 50_000,
+    "shared=" + "squad(names=" * 5000, "trainer=os:system", "trainer=os.system('touch hostile')",
+    "trainer=!!python/object:os", "\ud800=1", "trainer.max_steps=\ud800", "💥=1", "trainer.💥=1", "trainer/max_steps=1",
+    "trainer:max_steps=1", "%s=1",
 ]  # fmt: skip
 
 
@@ -303,7 +303,7 @@ def test_a_dtype_that_is_there_takes_another() -> None:
 
 def test_parse_value_stands_alone() -> None:
     assert parse_value("1e3", int, "max_steps") == 1000
-    with pytest.raises(OverrideError, match="^max_steps takes int, not 'x'$"):
+    with pytest.raises(OverrideError, match=r"^max_steps takes int, not 'x'$"):
         parse_value("x", int, "max_steps")
 
 
