@@ -1,0 +1,1 @@
+"""What launching costs, beside this project's peers. Not part of what is installed."""
