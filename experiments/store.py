@@ -10,6 +10,7 @@ A status is never kept, always read from the events: a launcher that was killed 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executors.base import Failure, Status
 from experiments.logs import json_lines
@@ -26,6 +27,9 @@ from experiments.owner import alive, this_process
 from launcher.errors import StoreError, nearest
 from launcher.home import home
 from launcher.worker import JobFiles, write_json
+
+if TYPE_CHECKING:
+    from experiments.index import Summary
 
 VERSION = 1
 EVENT_STATUS = {
@@ -232,43 +236,37 @@ class Store:
 
     def find_title(self, title: str) -> ExperimentRecord:
         """The newest experiment of that title. Raises StoreError."""
-        known = list(self.all())
-        for record in known:
-            if record.title == title:
-                return record
+        known = self.summaries()
+        for summary in known:
+            if summary.title == title:
+                return self.read(self.folder / summary.id)
         raise StoreError(
             f"there is no experiment titled {title!r} in {self.folder}",
-            hint=nearest(title, [record.title for record in known]) or "gemma-launch experiment list",
+            hint=nearest(title, {summary.title for summary in known}) or "gemma-launch experiment list",
         )
 
     def all(self) -> Iterator[ExperimentRecord]:
         """Every experiment, newest first; what cannot be read is left out (`find` says why)."""
-        for folder in self._folders():
-            try:
-                yield self.read(folder)
-            except StoreError:
-                continue
+        for summary in self.summaries():
+            with contextlib.suppress(StoreError):  # it was deleted meanwhile
+                yield self.read(self.folder / summary.id)
 
-    def _folders(self) -> list[Path]:
-        """Folders of experiments, newest first. One whose experiment.json is not there yet is still being made."""
-        if not self.folder.is_dir():
-            return []
-        made = {folder: (folder / "experiment.json") for folder in self.folder.iterdir()}
-        times = {folder: file.stat().st_mtime_ns for folder, file in made.items() if file.exists()}
-        return sorted(times, key=lambda folder: (times[folder], folder.name), reverse=True)
+    def summaries(self, limit: int | None = None) -> list[Summary]:
+        """Every experiment on a line, newest first, or the newest `limit` of them; what cannot be read is left out."""
+        from experiments.index import summaries
+
+        return summaries(self.folder, self.folder.parent / "index.sqlite", self.read)[:limit]
 
     def find(self, query: str) -> ExperimentRecord:
         """The experiment of that id or title, or the newest whose id or title begins so. Raises StoreError."""
         if re.fullmatch(r"[a-z0-9-]{1,80}", query) and (self.folder / query / "experiment.json").exists():
             return self.read(self.folder / query)
-        known = list(self.all())
-        for record in known:
-            if query in (record.id, record.title):
-                return record
-        for record in known:
-            if query and (record.id.startswith(query) or record.title.startswith(query)):
-                return record
-        names = [name for record in known for name in (record.id, record.title)]
+        known = self.summaries() if query else []
+        exact = (summary for summary in known if query in (summary.id, summary.title))
+        begun = (summary for summary in known if summary.id.startswith(query) or summary.title.startswith(query))
+        if (found := next(exact, None) or next(begun, None)) is not None:
+            return self.read(self.folder / found.id)
+        names = {name for summary in known for name in (summary.id, summary.title)}
         raise StoreError(
             f"there is no experiment {query!r} in {self.folder}",
             hint=nearest(query, names) or "gemma-launch experiment list",

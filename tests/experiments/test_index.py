@@ -109,6 +109,7 @@ def test_busy_is_no_error(launcher_home: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(index, "PATIENCE", 0.05)
     made("one", "succeeded")
     assert list(statuses()) == ["one"]
+    inode = (launcher_home / "index.sqlite").stat().st_ino
     other = sqlite3.connect(launcher_home / "index.sqlite", isolation_level=None)
     for lock in ("IMMEDIATE", "EXCLUSIVE"):
         other.execute(f"BEGIN {lock}")
@@ -116,6 +117,7 @@ def test_busy_is_no_error(launcher_home: Path, monkeypatch: pytest.MonkeyPatch) 
         assert lock in statuses()
         other.execute("COMMIT")
     other.close()
+    assert (launcher_home / "index.sqlite").stat().st_ino == inode
     assert set(statuses()) == set(rows(launcher_home)) == {"one", "IMMEDIATE", "EXCLUSIVE"}
 
 
