@@ -40,6 +40,8 @@ class _Unit:
     jobs: list[Job] = field(default_factory=list)
     attempt: int = 1
     cancelled: bool = False
+    broken: Job | None = None
+    """The first that ended other than well: it failed, or somebody ended it."""
 
     @property
     def running(self) -> bool:
@@ -48,11 +50,6 @@ class _Unit:
     @property
     def waiting(self) -> bool:
         return all(job.status is Status.QUEUED and job.handle is None and job.end is None for job in self.jobs)
-
-    @property
-    def broken(self) -> Job | None:
-        """The first that ended other than well."""
-        return next((job for job in self.jobs if job.end and job.end.status is not Status.SUCCEEDED), None)
 
     @property
     def can_retry(self) -> bool:
@@ -184,6 +181,9 @@ class Conductor:
 
     def _settle(self, unit: _Unit) -> None:
         """Decide what follows from the ends in a unit."""
+        if unit.broken is None:
+            ended = (job for job in unit.jobs if job.end is not None and job.end.status is not Status.SUCCEEDED)
+            unit.broken = next(ended, None)
         broken = unit.broken
         if broken is not None and unit.running:
             self._stop([unit], keep_retry=True)
@@ -213,6 +213,7 @@ class Conductor:
             f"it runs again"
         )
         unit.attempt += 1
+        unit.broken = None
         self._wake.put(None)
 
     def _heed_requests(self) -> None:

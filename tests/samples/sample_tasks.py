@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -123,3 +124,36 @@ def write_metrics(steps: int) -> None:
             file.flush()
         file.write("not json\n")
         file.write(json.dumps({"step": steps, "max_steps": steps, "val_loss": 1.5}) + "\n")
+
+
+def note(path: str, text: str = "") -> None:
+    """Add a line that says so to a file that several tasks write to."""
+    with open(path, "a") as file:
+        file.write(f"{text or os.environ['GEMMA_LAUNCHER_JOB_DIR']}\n")
+
+
+def fail_until(path: str, attempts: int) -> int:
+    """Fail until it has been called so often; the attempts are counted in a file."""
+    note(path, "called")
+    count = len(Path(path).read_text().splitlines())
+    print(f"attempt {count}")
+    if count < attempts:
+        raise RuntimeError(f"not yet: {count}")
+    return count
+
+
+def meet(folder: str, name: str, others: list[str]) -> str:
+    """Wait until the others are here too, and return the GPUs that it was given: fails if anybody else has one."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    held = [Path(folder, f"gpu {gpu} of rank {os.environ['RANK']}") for gpu in shown.split(",") if gpu]
+    for gpu in held:
+        os.close(os.open(gpu, os.O_CREAT | os.O_EXCL))
+    Path(folder, name).touch()
+    until = time.monotonic() + DEADLINE
+    while not all(Path(folder, other).exists() for other in others):
+        if time.monotonic() > until:
+            raise TimeoutError(f"{others} never came")
+        time.sleep(0.01)
+    for gpu in held:
+        gpu.unlink()
+    return shown
