@@ -2,7 +2,8 @@
 
 JSON values stand for themselves; anything else is an object whose first key begins with "$" (see worker.Reader, which
 reads them). References are `module:qualname`, or a file and a name for what the launch script itself defines. What is
-shared in the configuration is shared in the file: `$id` where it first stands, `$same` after that.
+shared in the configuration is shared in the file: `$id` where it first stands, `$same` after that. YAML is another
+spelling of the same.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -199,46 +201,21 @@ def reference(target: Any, path: str = "", set_at: str | None = None) -> str | d
 
 
 def to_yaml(value: Any) -> str:
-    """A configuration for a person to read. `_target_` names what is called; anchors mark what is shared."""
-    import yaml
+    """The YAML document of a configuration, for a person to read and change (see `launcher.yaml_format`).
 
-    return yaml.safe_dump(_readable(value, {}), sort_keys=False, allow_unicode=True, width=120)
+    Raises SerializationError as `encode` does.
+    """
+    from launcher.yaml_format import write
 
-
-def _readable(value: Any, memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
-    shown: Any
-    if isinstance(value, fiddle.Buildable):
-        shown = memo[id(value)] = {"_target_": _label(fiddle.get_callable(value))}
-        if isinstance(value, Partial):
-            shown["_partial_"] = True
-        shown |= {str(key): _readable(item, memo) for key, item in arguments(value).items()}
-    elif isinstance(value, dict):
-        shown = {
-            _readable(key, memo) if _is_scalar(key) else str(key): _readable(item, memo) for key, item in value.items()
-        }
-        memo[id(value)] = shown
-    elif isinstance(value, list | tuple):
-        shown = memo[id(value)] = [_readable(item, memo) for item in value]
-    elif isinstance(value, set | frozenset):
-        shown = sorted((_readable(item, memo) for item in value), key=repr)
-    elif isinstance(value, enum.Enum):
-        shown = f"{type(value).__qualname__}.{value.name}"
-    elif _is_scalar(value):
-        shown = value
-    else:
-        shown = str(value) if isinstance(value, Path) else _label(value)
-    return shown
+    return write(encode(value))
 
 
-def _is_scalar(value: Any) -> bool:
-    return value is None or type(value) in (bool, int, float, str)
+def from_yaml(text: str, source: str | os.PathLike[str] = "<yaml>") -> Any:
+    """The configuration that a YAML document describes, equal to what `to_yaml` wrote it from. What it leaves out has
+    its default. `source` is the file it came from: where a value was set is then that file's line.
 
+    Raises SerializationError for what cannot be read, ConfigError for a name that a target does not take.
+    """
+    from launcher.yaml_format import read
 
-def _label(value: Any) -> str:
-    try:
-        found = reference(value)
-    except SerializationError:
-        return str(value)
-    return found if isinstance(found, str) else f"{found['file']}:{found['name']}"
+    return read(text, source)

@@ -123,6 +123,8 @@ def suggest(value: Any, hint: Any) -> str | None:
                 return repr(option(value))
             except ValueError:
                 continue
+        if option is int and isinstance(value, float) and value.is_integer():
+            return repr(int(value))
         if typing.get_origin(option) is tuple and isinstance(value, list):
             return repr(tuple(value))
         if typing.get_origin(option) is list and isinstance(value, tuple | str):

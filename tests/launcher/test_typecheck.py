@@ -103,6 +103,8 @@ def test_types_read_as_people_write_them(hint: Any, text: str) -> None:
         ("5", int, "5"),
         ("1e-4", float | None, "0.0001"),
         ("x", int, None),
+        (500.0, int | None, "500"),
+        (500.5, int, None),
         ("tpu", Literal["cpu", "gpu"], "'cpu' or 'gpu'"),
         ([1, 2], tuple[int, int], "(1, 2)"),
         ("a", list[str], "['a']"),
