@@ -73,7 +73,13 @@ class Task:
             return {**spec, "folder": str(self.launched_from), "moved": files, "call": self.call}
         file = str(folder / "script")
         if self.script.path and not self.script.m:
-            file = moved(os.path.normpath(self.launched_from / os.path.expanduser(self.script.path)))
+            own = os.path.normpath(self.launched_from / os.path.expanduser(self.script.path))
+            file = moved(own)
+            if copy is not None and file == own:
+                raise ExecutorError(
+                    f"task {self.name!r} runs {own}, which is not in the package of its code",
+                    hint="git add it, or packager=run.Packager() to run everything where it lies",
+                )
         here = moved(str(self.launched_from))
         if copy is not None and here == str(self.launched_from):  # started from a folder that is not in the package
             here = str(copy)
