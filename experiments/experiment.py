@@ -133,9 +133,9 @@ class Experiment:
             raise ConfigError(f"experiment {self.id} has run already", hint=f"run.Experiment({self.title!r})")
         if isinstance(dependencies, str) or not all(isinstance(need, str) for need in dependencies):
             raise ConfigError(f"dependencies is {dependencies!r}; it is a list of tasks' names", hint="[...]")
-        together = isinstance(task, Sequence) and not isinstance(task, str)
-        tasks: list[Any] = list(task) if together else [task]  # type: ignore[arg-type]
-        executors = list(executor) if isinstance(executor, Sequence) else [executor] * len(tasks)
+        together = isinstance(task, list | tuple)
+        tasks: list[Any] = list(task) if isinstance(task, list | tuple) else [task]
+        executors: list[Any] = list(executor) if isinstance(executor, list | tuple) else [executor] * len(tasks)
         if not tasks or len(executors) != len(tasks):
             raise ConfigError(f"{len(tasks)} tasks are given to {len(executors)} executors")
         taken = names_in(self._added)

@@ -69,7 +69,7 @@ def test_the_folder_can_be_read_with_a_pager(launcher_home: Path) -> None:
         "task.json", "task.yaml", "plan.json", "events.jsonl", "environment.json", "result.json", "launch.log",
         "rank_0.out", "rank_0.err", "rank_1.out", "rank_1.err",
     }  # fmt: skip
-    assert "folder: /data" in (result.folder / "task.yaml").read_text()
+    assert "folder: !path /data" in (result.folder / "task.yaml").read_text()
     assert len(json.loads((result.folder / "plan.json").read_text())["processes"]) == 2
     assert json.loads((result.folder / "task.json").read_text())["experiment"] == result.experiment
     environment = json.loads((result.folder / "environment.json").read_text())
@@ -136,6 +136,128 @@ def test_mistakes_are_refused_when_they_are_added(launcher_home: Path) -> None:
     with pytest.raises(ConfigError, match="has no task"):
         run.Experiment("empty").run()
     assert not launcher_home.exists()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (lambda e: e.add(run.Partial(report_rank)), "missing 1 required keyword-only argument: 'executor'"),
+        (lambda e: e.add(run.Partial(report_rank), executor="local"), "'local' is not an executor"),
+        (lambda e: e.add(report_rank, executor=run.LocalExecutor()), "is not a task"),
+        (lambda e: e.add("python train.py", executor=run.LocalExecutor()), "is not a task"),
+        (lambda e: e.add([], executor=run.LocalExecutor()), "0 tasks"),
+        (lambda e: e.add([run.Partial(report_rank)], executor=[run.LocalExecutor()] * 2), "1 tasks .* 2 executors"),
+        (lambda e: e.add(run.Partial(report_rank), executor=run.LocalExecutor(), name=3), "name is a str, not 3"),
+        (
+            lambda e: e.add(run.Partial(report_rank), executor=run.LocalExecutor(), dependencies="prepare"),
+            "dependencies is 'prepare'; it is a list",
+        ),
+        (lambda e: run.Experiment(3), "title is a str, not 3"),  # type: ignore[arg-type]
+        (lambda e: run.Experiment("t", log_level="LOUD"), "log_level is 'LOUD'"),  # type: ignore[arg-type]
+        (lambda e: e.status(), "has not run yet"),
+        (lambda e: e.cancel(), "has not run yet"),
+        (lambda e: run.Experiment.from_id("../../etc"), "no experiment of the id '../../etc'"),
+        (lambda e: run.Experiment.from_title("nobody's"), 'no experiment titled "nobody\'s"'),
+    ],
+)
+def test_wrong_use_is_explained_and_leaves_nothing(mistake: Any, said: str, launcher_home: Path) -> None:
+    with pytest.raises((run.LaunchError, TypeError), match=said):
+        mistake(run.Experiment("wrong"))
+    assert not launcher_home.exists()
+
+
+def test_an_experiment_runs_once(tmp_path: Path) -> None:
+    experiment = run.Experiment("once")
+    experiment.add(run.Partial(report_rank), executor=run.LocalExecutor())
+    experiment.run(progress=False)
+    with pytest.raises(ConfigError, match="has run already"):
+        experiment.run()
+    with pytest.raises(ConfigError, match="has run already"):
+        experiment.add(run.Partial(report_rank), executor=run.LocalExecutor())
+
+
+def test_it_is_found_again_and_tells_what_happened(capsys: pytest.CaptureFixture[str]) -> None:
+    ids = []
+    for _ in range(2):
+        with run.Experiment("found") as experiment:
+            two = run.LocalExecutor(ntasks_per_node=2)
+            experiment.add(run.Script(inline="echo out $RANK; echo err $RANK >&2"), executor=two, name="both")
+            experiment.run(progress=False)
+        ids.append(experiment.id)
+    run.run(run.Script(inline="exit 0"), name="another", progress=False)
+    assert run.Experiment.catalog("found") == ids[::-1]
+    assert len(run.Experiment.catalog()) == 3
+    found = run.Experiment.from_title("found")
+    assert (found.id, found.title, found.status()) == (ids[1], "found", {"both": Status.SUCCEEDED})
+    assert run.Experiment.from_id(ids[0]).wait()[0].task == "both"
+    capsys.readouterr()
+    found.logs()
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        "rank_0.err| err 0", "rank_0.out| out 0", "rank_1.err| err 1", "rank_1.out| out 1",
+    ]  # fmt: skip
+    found.logs("both", rank=1)
+    assert sorted(capsys.readouterr().out.splitlines()) == ["rank_1.err| err 1", "rank_1.out| out 1"]
+    with pytest.raises(run.LaunchError, match="has no task 'bot'"):
+        found.logs("bot")
+
+
+def test_a_store_from_a_newer_version_is_not_touched(launcher_home: Path) -> None:
+    folder = launcher_home / "experiments/later-20990101-000000-abcd"
+    folder.mkdir(parents=True)
+    (folder / "experiment.json").write_text('{"version": 99}')
+    with pytest.raises(run.LaunchError, match="is of version 99; this launcher reads up to 1"):
+        run.Experiment.from_id(folder.name)
+
+
+def test_logs_are_shown_while_a_task_runs(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with run.Experiment("tailed") as experiment:
+        shown = run.Script(inline=f"echo before; read line < '{fifo}'; echo after; printf unended")
+        experiment.add(shown, executor=run.LocalExecutor(), name="shown", tail_logs=True)
+        experiment.add(run.Script(inline="echo hidden"), executor=run.LocalExecutor(), name="other")
+        thread = threading.Thread(target=lambda: experiment.run(progress=False))
+        thread.start()
+        seen = ""
+        while "before" not in seen:
+            seen += capfd.readouterr().out
+        assert "after" not in seen
+        fifo.write_text("go on\n")
+        thread.join()
+    seen += capfd.readouterr().out
+    assert seen.splitlines() == [f"shown rank_0.out| {line}" for line in ("before", "after", "unended")]
+
+
+def test_a_quiet_experiment_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with run.Experiment("quiet", log_level="WARNING") as experiment:
+        experiment.add(run.Partial(report_rank), executor=run.LocalExecutor())
+        experiment.run(progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+class Marked(run.Plugin):
+    def setup(self, task: Any, executor: Any) -> None:
+        executor.env_vars["MARK"] = "by a plugin"
+        task.trainer.max_steps += 1
+
+
+def test_plugins_change_the_experiments_own_copies() -> None:
+    recipe: Any = run.Partial(train, trainer=run.Config(Trainer, max_steps=1))
+    executor = run.LocalExecutor()
+    with run.Experiment("plugged") as experiment:
+        experiment.add(recipe, executor=executor, plugins=[Marked(), Marked()])
+        [plan] = experiment.plan()
+        [result] = experiment.run(progress=False)
+    assert (result.value["max_steps"], plan.env) == (3, {"MARK": "by a plugin"})
+    assert (recipe.trainer.max_steps, executor.env_vars) == (1, {})
+    assert run.run(recipe, plugins=[Marked()], progress=False).value["max_steps"] == 2
+
+    class Wrong(run.Plugin):
+        def setup(self, task: Any, executor: Any) -> None:
+            task.trainer.max_steps = "many"
+
+    with pytest.raises(ConfigError, match="max_steps is 'many'"):
+        run.Experiment("e").add(recipe, executor=executor, plugins=[Wrong()])
 
 
 def test_a_dry_run_prints_what_would_run_and_does_nothing(
