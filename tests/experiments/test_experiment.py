@@ -209,23 +209,27 @@ def test_a_store_from_a_newer_version_is_not_touched(launcher_home: Path) -> Non
         run.Experiment.from_id(folder.name)
 
 
-def test_logs_are_shown_while_a_task_runs(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+TAILED = """
+import launcher as run
+if __name__ == "__main__":
     with run.Experiment("tailed") as experiment:
-        shown = run.Script(inline=f"echo before; read line < '{fifo}'; echo after; printf unended")
+        shown = run.Script(inline="echo before; read line < '{fifo}'; echo after; printf unended")
         experiment.add(shown, executor=run.LocalExecutor(), name="shown", tail_logs=True)
         experiment.add(run.Script(inline="echo hidden"), executor=run.LocalExecutor(), name="other")
-        thread = threading.Thread(target=lambda: experiment.run(progress=False))
-        thread.start()
-        seen = ""
-        while "before" not in seen:
-            seen += capfd.readouterr().out
-        assert "after" not in seen
-        fifo.write_text("go on\n")
-        thread.join()
-    seen += capfd.readouterr().out
-    assert seen.splitlines() == [f"shown rank_0.out| {line}" for line in ("before", "after", "unended")]
+        experiment.run(progress=False)
+"""
+
+
+def test_logs_are_shown_while_a_task_runs(tmp_path: Path) -> None:
+    fifo, script = tmp_path / "fifo", tmp_path / "train.py"
+    os.mkfifo(fifo)
+    script.write_text(TAILED.format(fifo=fifo))
+    launched = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert launched.stdout is not None
+    assert launched.stdout.readline() == "shown rank_0.out| before\n"
+    fifo.write_text("go on\n")  # it waits for this: what came before was shown meanwhile
+    rest = launched.communicate()[0]
+    assert rest == "shown rank_0.out| after\nshown rank_0.out| unended\n"
 
 
 def test_a_quiet_experiment_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
