@@ -68,7 +68,7 @@ def _autoconvert(function: Callable[..., Any], *, partial: bool) -> Callable[...
         try:
             made = converted()(*args, **kwargs)
         except ValueError as error:
-            if not _is_fiddles(error):
+            if "within auto_config" not in str(error):  # the body's own, rather than fiddle's about the body
                 raise
             raise _cannot_be(function, str(error), where) from None
         if not isinstance(made, Call):
@@ -119,14 +119,6 @@ def _cannot_be(function: Callable[..., Any], why: str, where: str) -> ConfigErro
         where=where,
         hint="annotate it `-> run.Config[...]` and return one",
     )
-
-
-def _is_fiddles(error: ValueError) -> bool:
-    """Whether fiddle refused something that the converted body does, rather than the body itself."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__") == "fiddle._src.experimental.auto_config"
 
 
 def _gives_call(function: Any) -> bool:
