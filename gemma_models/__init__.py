@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from gemma_models.api import pretrain as pretrain
     from gemma_models.api import train as train
     from gemma_models.api import validate as validate
+    from gemma_models.recipes import gemma2_2b as gemma2_2b
     from gemma_models.recipes import gemma3_1b as gemma3_1b
     from gemma_models.recipes import gemma3_270m as gemma3_270m
 
 _API = ("export_checkpoint", "finetune", "generate", "import_checkpoint", "pretrain", "train", "validate")
-_RECIPES = ("gemma3_1b", "gemma3_270m")
+_RECIPES = ("gemma2_2b", "gemma3_1b", "gemma3_270m")
 
 
 def __getattr__(name: str) -> Any:

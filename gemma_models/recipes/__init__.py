@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gemma_models.recipes.recipes import Recipes as Recipes
+    from gemma_models.recipes.recipes import gemma2_2b as gemma2_2b
     from gemma_models.recipes.recipes import gemma3_1b as gemma3_1b
     from gemma_models.recipes.recipes import gemma3_270m as gemma3_270m
     from gemma_models.recipes.recipes import validation_of as validation_of
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from gemma_models.recipes.table import LORA as LORA
     from gemma_models.recipes.table import PRETRAIN as PRETRAIN
 
-SIZES = ("gemma3_270m", "gemma3_1b")
+SIZES = ("gemma2_2b", "gemma3_270m", "gemma3_1b")
 """The sizes that have recipes: `gemma_models.recipes.gemma3_1b.finetune_recipe()` and so on."""
 
 

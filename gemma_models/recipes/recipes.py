@@ -10,7 +10,7 @@ from typing import Any, Literal
 from gemma_models import api
 from gemma_models.architectures import ARCHITECTURES, GemmaConfig
 from gemma_models.data import InstructionData, MockData
-from gemma_models.recipes.table import FINETUNE, LORA, PRETRAIN, Defaults
+from gemma_models.recipes.table import FINETUNE, GEMMA2_FINETUNE, GEMMA2_LORA, GEMMA2_PRETRAIN, LORA, PRETRAIN, Defaults
 from gemma_models.settings import (
     AutoResume,
     CosineAnnealing,
@@ -60,12 +60,18 @@ class Recipes:
         num_nodes: int = 1,
         num_gpus_per_node: int = 1,
         peft_scheme: Literal["lora", "none"] | None = "lora",
+        packed_sequence: bool = False,
     ) -> Partial[Any]:
         """Fine-tuning on instructions: of adapters (``"lora"``), or of every weight (``"none"`` or None).
 
         ``recipe.resume.restore_config.path`` and ``recipe.data.train_path`` are to be set: the checkpoint to start
-        from and the examples. Raises ConfigError for another ``peft_scheme``.
+        from and the examples. Raises ConfigError for another ``peft_scheme``, and for ``packed_sequence``: examples
+        are padded, not packed.
         """
+        if packed_sequence:
+            raise ConfigError(
+                "packed_sequence is True, and examples cannot be packed yet", hint="packed_sequence=False"
+            )
         if peft_scheme not in ("lora", "none", None):
             raise ConfigError(f"peft_scheme is {peft_scheme!r}", hint="peft_scheme='lora', or 'none'")
         adapters = peft_scheme == "lora"
@@ -130,5 +136,6 @@ def validation_of(recipe: Partial[Any]) -> Partial[Any]:
     return Partial(api.validate, **{str(name): value for name, value in given.items() if name in needed})
 
 
+gemma2_2b = Recipes("gemma2_2b", pretrain=GEMMA2_PRETRAIN, finetune=GEMMA2_FINETUNE, lora=GEMMA2_LORA)
 gemma3_270m = Recipes("gemma3_270m", pretrain=PRETRAIN, finetune=FINETUNE, lora=LORA)
 gemma3_1b = Recipes("gemma3_1b", pretrain=PRETRAIN, finetune=FINETUNE, lora=LORA)

@@ -56,3 +56,9 @@ FINETUNE = Defaults(
 )
 # Both anchors give the 1B adapters of rank 8 with twice that for alpha, a quarter of their usual rank.
 LORA = replace(FINETUNE, lr=1e-4, adapter_dim=8, adapter_alpha=16.0)
+
+# Gemma 2: both anchors train it at 4096 tokens, half of its context, in batches of 32, and fine-tune at 2048 in
+# batches of 128. Their tensor-parallel size of 2 for pretraining is left to trainer.strategy: one process must work.
+GEMMA2_PRETRAIN = replace(PRETRAIN, seq_length=4096, global_batch_size=32, warmup_steps=500, eval_every=500)
+GEMMA2_FINETUNE = replace(FINETUNE, seq_length=2048, global_batch_size=128)
+GEMMA2_LORA = replace(GEMMA2_FINETUNE, lr=1e-4, adapter_dim=32, adapter_alpha=32.0)

@@ -14,25 +14,28 @@ from typing import Any
 import pytest
 
 import gemma_models
-from gemma_models import api, gemma3_1b, gemma3_270m
+from gemma_models import api, gemma2_2b, gemma3_1b, gemma3_270m
 from gemma_models.architectures import ARCHITECTURES
 from gemma_models.recipes import FINETUNE, LORA, PRETRAIN, Recipes
-from gemma_models.recipes.table import Defaults
+from gemma_models.recipes.table import GEMMA2_FINETUNE, GEMMA2_LORA, GEMMA2_PRETRAIN, Defaults
 from launcher.config import Partial
 from launcher.errors import ConfigError
 from launcher.serialization import dumps, loads, to_yaml
 
 GOLDEN = Path(__file__).parent / "golden"
-SIZES: dict[str, Recipes] = {"gemma3_270m": gemma3_270m, "gemma3_1b": gemma3_1b}
+SIZES: dict[str, Recipes] = {"gemma2_2b": gemma2_2b, "gemma3_270m": gemma3_270m, "gemma3_1b": gemma3_1b}
 
 
 def every() -> dict[str, tuple[Partial[Any], Defaults]]:
     """Each recipe under the name of its golden file, with the row of the table that it comes from."""
     found = {}
     for size, recipes in SIZES.items():
-        found[f"{size}_pretrain"] = recipes.pretrain_recipe(), PRETRAIN
-        found[f"{size}_finetune_lora"] = recipes.finetune_recipe(peft_scheme="lora"), LORA
-        found[f"{size}_finetune_none"] = recipes.finetune_recipe(peft_scheme="none"), FINETUNE
+        rows = (PRETRAIN, LORA, FINETUNE)
+        if size.startswith("gemma2"):
+            rows = (GEMMA2_PRETRAIN, GEMMA2_LORA, GEMMA2_FINETUNE)
+        found[f"{size}_pretrain"] = recipes.pretrain_recipe(), rows[0]
+        found[f"{size}_finetune_lora"] = recipes.finetune_recipe(peft_scheme="lora"), rows[1]
+        found[f"{size}_finetune_none"] = recipes.finetune_recipe(peft_scheme="none"), rows[2]
     return found
 
 
@@ -73,6 +76,11 @@ def test_arguments_reach_the_tree() -> None:
     assert (recipe.trainer.num_nodes, recipe.trainer.devices) == (2, 8)
     assert recipe.peft is None
     assert gemma3_1b.pretrain_recipe().data.vocab_size == 262_144
+
+
+def test_packing_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="packed_sequence is True"):
+        gemma2_2b.finetune_recipe(packed_sequence=True)
 
 
 def test_another_peft_scheme_is_refused() -> None:
