@@ -70,6 +70,7 @@ class Bench:
     ) -> Cost:
         env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         env["PYTHONPATH"] = str(self._work)
+        env["PATH"] = f"{tool.bin}:{env['PATH']}"  # as where a virtual environment is activated
         if tool.tool.state is not None:
             env[tool.tool.state] = str(home or self.folder / "state" / tool.tool.name)
         log = self.folder / f"{tool.tool.name}.log"
@@ -108,9 +109,8 @@ class Bench:
         pids = [(done / str(number)).read_text() for number in range(count) if (done / str(number)).exists()]
         own = [pid == str(cost.pid) for pid in pids]
         if len(set(pids)) != count or any(own) != (case == "direct"):
-            raise CommandFailed(
-                f"{tool.tool.name}: {len(set(pids))} of {count} tasks ran, {sum(own)} in its own process"
-            )
+            ran = f"{len(set(pids))} of {count} tasks ran, {sum(own)} of them in the launcher's process"
+            raise CommandFailed(f"{tool.tool.name}, {case}: {ran}; see {self.folder / tool.tool.name}.log")
         return cost
 
     def _program(self, name: str, case: str, count: int) -> None:
@@ -130,21 +130,21 @@ class Bench:
         self._add(f"{name}: peak memory (PSS)", "MB", {tool: cost.memory / 1e6 for tool, cost in sampled.items()})
 
     def _past(self) -> None:
-        first: Times = {}
         listing: Times = {}
         status: Times = {}
         for tool in self.tools:
             if tool.tool.listing is None or tool.tool.status is None:
                 continue
             home, newest = self._home(tool)
-            (home / "index.sqlite").unlink(missing_ok=True)
-            times = [self._command(tool, tool.tool.listing, home) for _ in range(self.repeat + 1)]
-            first[tool.tool.name], listing[tool.tool.name] = times[:1], times[1:]
+            if tool.tool is OURS:
+                (home / "index.sqlite").unlink(missing_ok=True)
+                first = self._command(tool, tool.tool.listing, home)
+                self._add(f"experiment list, {self.past_count} past, no index yet", "s", {tool.tool.name: first})
+            listing[tool.tool.name] = [self._command(tool, tool.tool.listing, home) for _ in range(self.repeat)]
             command = (*tool.tool.status, newest)
             status[tool.tool.name] = [self._command(tool, command, home) for _ in range(self.repeat)]
-        self._add(f"experiment list, {self.past_count} past ones, no index yet", "s", _medians(first))
-        self._add(f"experiment list, {self.past_count} past ones", "s", _medians(listing))
-        self._add(f"experiment status, {self.past_count} past ones", "s", _medians(status))
+        self._add(f"experiment list, {self.past_count} past", "s", _medians(listing))
+        self._add(f"experiment status, {self.past_count} past", "s", _medians(status))
 
     def _command(self, tool: Installed, command: Sequence[str], home: Path) -> float:
         return self._measure(tool, [str(tool.bin / command[0]), *command[1:]], home=home).wall
