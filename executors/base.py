@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from executors.secrets import split_secrets
 from launcher.errors import ExecutorError, nearest
+from launcher.places import caller
 from launcher.worker import TASK_VERSION
 
 if TYPE_CHECKING:
@@ -242,6 +243,12 @@ class Executor(ABC):
     def __setattr__(self, name: str, value: Any) -> None:
         self._require(name)
         super().__setattr__(name, value)
+        self.__dict__.setdefault("_lines", {})[name] = caller()
+
+    def where(self, name: str) -> str | None:
+        """file:line of the statement that last set an attribute, or made the executor."""
+        found: str | None = self.__dict__.get("_lines", {}).get(name)
+        return found
 
     @classmethod
     def _require(cls, name: str) -> None:

@@ -27,7 +27,7 @@ from experiments.owner import describe_owner
 from experiments.progress import Monitor
 from experiments.provenance import code_state, import_path, launch_script, script_folder
 from experiments.store import ExperimentRecord, Store, new_id, slug
-from launcher.errors import ConfigError, ExperimentFailed, StoreError
+from launcher.errors import ConfigError, ExperimentFailed, RanksError, StoreError
 from launcher.script import Script
 from launcher.worker import JobFiles
 
@@ -183,7 +183,12 @@ class Experiment:
             from launcher.config import check_task, task_name
             from launcher.serialization import encode, to_yaml
 
-            check_task(task, executor.ranks)
+            try:
+                check_task(task, executor.ranks)
+            except RanksError as error:
+                set_at = executor.where("ntasks_per_node")
+                error.where = " and ".join(filter(None, [error.where, set_at and f"{set_at} (the executor)"]))
+                raise
             own, call, yaml = task_name(task), encode(task), to_yaml(task)
         name = own if name is None else name
         return Added(

@@ -14,21 +14,52 @@ if TYPE_CHECKING:
     from gemma_models.api import pretrain as pretrain
     from gemma_models.api import train as train
     from gemma_models.api import validate as validate
+    from gemma_models.architectures import GemmaConfig as GemmaConfig
+    from gemma_models.data import DataModule as DataModule
+    from gemma_models.data import InstructionData as InstructionData
+    from gemma_models.data import MockData as MockData
     from gemma_models.recipes import gemma2_2b as gemma2_2b
     from gemma_models.recipes import gemma3_1b as gemma3_1b
     from gemma_models.recipes import gemma3_270m as gemma3_270m
+    from gemma_models.settings import AutoResume as AutoResume
+    from gemma_models.settings import CosineAnnealing as CosineAnnealing
+    from gemma_models.settings import Logger as Logger
+    from gemma_models.settings import LoRA as LoRA
+    from gemma_models.settings import MegatronOptimizer as MegatronOptimizer
+    from gemma_models.settings import MegatronStrategy as MegatronStrategy
+    from gemma_models.settings import ModelCheckpoint as ModelCheckpoint
+    from gemma_models.settings import OptimizerConfig as OptimizerConfig
+    from gemma_models.settings import RestoreConfig as RestoreConfig
+    from gemma_models.settings import Trainer as Trainer
 
-_API = ("export_checkpoint", "finetune", "generate", "import_checkpoint", "pretrain", "train", "validate")
-_RECIPES = ("gemma2_2b", "gemma3_1b", "gemma3_270m")
+_HOMES = {
+    "api": ("export_checkpoint", "finetune", "generate", "import_checkpoint", "pretrain", "train", "validate"),
+    "architectures": ("GemmaConfig",),
+    "data": ("DataModule", "InstructionData", "MockData"),
+    "recipes": ("gemma2_2b", "gemma3_1b", "gemma3_270m"),
+    "settings": (
+        "AutoResume",
+        "CosineAnnealing",
+        "LoRA",
+        "Logger",
+        "MegatronOptimizer",
+        "MegatronStrategy",
+        "ModelCheckpoint",
+        "OptimizerConfig",
+        "RestoreConfig",
+        "Trainer",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _API:
-        from gemma_models import api
+    if name not in _HOME_OF:
+        raise AttributeError(f"gemma_models has no {name!r}; it has {', '.join(__dir__())}")
+    from importlib import import_module
 
-        return getattr(api, name)
-    if name in _RECIPES:
-        from gemma_models import recipes
+    return getattr(import_module(f"gemma_models.{_HOME_OF[name]}"), name)
 
-        return getattr(recipes, name)
-    raise AttributeError(f"gemma_models has no {name!r}; it has {', '.join(_API + _RECIPES)}")
+
+def __dir__() -> list[str]:
+    return sorted(_HOME_OF)

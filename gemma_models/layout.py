@@ -7,7 +7,7 @@ from typing import Any
 from gemma_models.architectures import GemmaConfig
 from gemma_models.settings import MegatronOptimizer, Trainer
 from launcher.config import Call, Partial, build, where
-from launcher.errors import ConfigError, LaunchError
+from launcher.errors import ConfigError, LaunchError, RanksError
 
 
 def check_recipe(recipe: Partial[Any], ranks: int) -> None:
@@ -72,7 +72,7 @@ def check_training(model: GemmaConfig, trainer: Trainer, seq_length: int, ranks:
         )
     _check_layout(model, trainer)
     if ranks != trainer.num_nodes * trainer.devices:
-        raise ConfigError(
+        raise RanksError(
             f"trainer.devices = {trainer.devices} x trainer.num_nodes = {trainer.num_nodes} is not the number of "
             f"processes that run it, {ranks}",
             hint=f"trainer.devices={max(1, ranks // trainer.num_nodes)}, or an executor with ntasks_per_node="

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from launcher.excepthook import install as _install_excepthook
 from launcher.run import run as run  # at once: the module of that name must not stand where the function is expected
+
+_install_excepthook()
 
 if TYPE_CHECKING:
     from executors.local import LocalExecutor as LocalExecutor

@@ -14,7 +14,8 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 from launcher.config import Call, Config, Partial
 from launcher.errors import ConfigError
 from launcher.lazy_fiddle import fiddle, history
-from launcher.tree import name_of, place, show_typed
+from launcher.places import place
+from launcher.tree import name_of, show_typed
 
 P = ParamSpec("P")
 T = TypeVar("T")

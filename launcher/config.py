@@ -16,9 +16,9 @@ from launcher import typecheck
 from launcher.errors import ConfigError, LaunchError, nearest
 from launcher.lazy_fiddle import fiddle, history
 from launcher.ownership import own_defaults, owned, signature
+from launcher.places import caller
 from launcher.tree import (
     Difference,
-    caller,
     differences,
     has,
     join,
@@ -239,6 +239,7 @@ def check(task: Any) -> None:
                 raise ConfigError(
                     f"{join(path, name)} is missing: {name_of(fiddle.get_callable(config))} requires it",
                     where=where(config, "__fn_or_cls__"),
+                    hint=f"{join(path, name)}=...",
                 )
 
 

@@ -40,6 +40,10 @@ class SerializationError(LaunchError):
     """Something that cannot be saved exactly, or a file that cannot be read back."""
 
 
+class RanksError(ConfigError):
+    """A task that is made for another number of processes than its executor starts."""
+
+
 class ExecutorError(LaunchError, AttributeError):
     """An executor that cannot be (a misspelt attribute, a bad count) or a place that cannot run a job."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.errors import ConfigError
 from launcher.lazy_fiddle import fiddle, history
-from launcher.tree import caller
+from launcher.places import caller
 
 history.add_exclude_location(__file__)
 

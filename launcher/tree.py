@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from launcher.lazy_fiddle import fiddle
-
-_HERE = os.path.dirname(__file__)
+from launcher.places import place
 
 
 def arguments(config: Any) -> dict[int | str, Any]:
@@ -39,27 +35,6 @@ def where(config: Any, name: str | int) -> str | None:
         return None
     location = entries[-1].location
     return place(location.filename, location.line_number)
-
-
-def caller() -> str | None:
-    """file:line of the nearest frame that is neither the launcher's nor fiddle's."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if os.path.dirname(file) != _HERE and "/fiddle/_src/" not in file:
-            return place(file, frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
-
-
-def place(file: str, line: int) -> str:
-    """A line of a file as errors show it; `file` alone where there is no line (an override says where it stood)."""
-    if not line:
-        return file
-    path = Path(file)
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return f"{path}:{line}"
 
 
 def name_of(target: Any) -> str:

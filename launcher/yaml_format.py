@@ -28,7 +28,7 @@ from yaml.representer import SafeRepresenter
 from launcher.config import Config, Partial
 from launcher.errors import ConfigError, LaunchError, SerializationError
 from launcher.lazy_fiddle import history
-from launcher.tree import place
+from launcher.places import place
 from launcher.worker import Reader
 
 VERSION: Final = 1
