@@ -1,42 +1,76 @@
-"""`gemma-launch experiment list | status | logs`."""
+"""`gemma-launch experiment list | status | logs | cancel`."""
 
 from __future__ import annotations
 
-import shutil
-import sys
+import os
 import time
+from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
-from executors.base import Failure
-from experiments.logs import printable, rank_logs
-from experiments.progress import describe
-from experiments.store import Store, TaskRecord
+from launcher.cli.usage import Group
+
+if TYPE_CHECKING:
+    from executors.base import Failure
+    from experiments.store import TaskRecord
 
 
-@click.group()
+def _complete_experiment(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from launcher.home import home
+
+    try:
+        with os.scandir(home() / "experiments") as entries:
+            found = sorted(entry.name for entry in entries if entry.name.startswith(incomplete))
+    except OSError:
+        return []
+    return [CompletionItem(name) for name in found]
+
+
+def _complete_task(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from experiments.store import Store
+    from launcher.errors import LaunchError
+
+    try:
+        tasks = Store().find(str(ctx.params.get("experiment"))).tasks
+    except LaunchError:
+        return []
+    return [CompletionItem(task.name) for task in tasks if task.name.startswith(incomplete)]
+
+
+_experiment = click.argument("experiment", shell_complete=_complete_experiment)
+
+
+@click.group(cls=Group, no_args_is_help=False)
 def experiment() -> None:
-    """Look at experiments. EXPERIMENT is an id or a title, or how one begins (the newest that fits)."""
+    """Look at experiments, and end them. EXPERIMENT is an id or a title, or how one begins (the newest that fits)."""
 
 
 @experiment.command("list")
-def list_() -> None:
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The newest N alone.")
+def list_(limit: int | None) -> None:
     """Every experiment, newest first."""
-    records = list(Store().all())
-    if not records:
+    from experiments.logs import printable
+    from experiments.store import Store
+
+    found = Store().summaries(limit)
+    if not found:
         click.echo(f"no experiments in {Store().folder}", err=True)
         return
-    id_width = max(len(record.id) for record in records)
-    click.echo(f"{'ID':{id_width}}  {'STATUS':9}  {'CREATED':19}  TITLE")
-    for record in records:
-        title = _clip(printable(record.title), 60)
-        click.echo(f"{record.id:{id_width}}  {record.status:9}  {_when(record.created)}  {title}")
+    width = max(len(each.id) for each in found)
+    lines = [f"{'ID':{width}}  {'STATUS':9}  {'CREATED':19}  TITLE"]
+    for each in found:
+        lines.append(f"{each.id:{width}}  {each.status:9}  {_when(each.created)}  {_clip(printable(each.title), 60)}")
+    click.echo("\n".join(lines))
 
 
 @experiment.command()
-@click.argument("experiment")
+@_experiment
 def status(experiment: str) -> None:
     """How one experiment stands, task by task."""
+    from experiments.logs import printable
+    from experiments.store import Store
+
     record = Store().find(experiment)
     click.echo(f"title    {printable(record.title)}")
     click.echo(f"id       {record.id}")
@@ -44,21 +78,29 @@ def status(experiment: str) -> None:
     click.echo(f"created  {_when(record.created)}")
     click.echo(f"folder   {record.folder}")
     for task in record.tasks:
-        click.echo(f"\ntask {printable(task.name)}: {task.status}")
+        again = f" (attempt {task.attempts})" if task.attempts > 1 else ""
+        click.echo(f"\ntask {printable(task.name)}: {task.status}{again}")
+        if task.needs:
+            click.echo(f"  after {', '.join(map(printable, task.needs))}")
         _show_metrics(task)
         if failure := task.failure:
             _show_failure(failure)
 
 
 def _show_metrics(task: TaskRecord) -> None:
+    from experiments.progress import describe
+
     metrics: dict[str, object] = {}
     for line in task.metrics():
         metrics |= line
     if metrics:
-        click.echo(f"  step {metrics.get('step', 0)}/{metrics.get('max_steps', '?')}  {describe(metrics)}")
+        step = f"step {metrics['step']}/{metrics.get('max_steps', '?')}  " if "step" in metrics else ""
+        click.echo(f"  {step}{describe(metrics)}")
 
 
 def _show_failure(failure: Failure) -> None:
+    from experiments.logs import printable
+
     rank = "" if failure.rank is None else f"rank {failure.rank}: "
     click.echo(f"  {rank}{printable(failure.cause)}")
     for line in failure.traceback.splitlines():
@@ -66,18 +108,33 @@ def _show_failure(failure: Failure) -> None:
 
 
 @experiment.command()
-@click.argument("experiment")
+@_experiment
 @click.option("--rank", type=click.IntRange(min=0), help="This rank alone.")
-@click.option("--task", help="The task's name; without it, the first task.")
-def logs(experiment: str, rank: int | None, task: str | None) -> None:
-    """What the ranks wrote to stdout and stderr, each file under its name."""
-    record = Store().find(experiment)
-    for path in rank_logs(record.task(task).files, rank):
-        click.echo(f"==> {path.name} <==")
-        sys.stdout.flush()
-        with open(path, "rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+@click.option("--task", shell_complete=_complete_task, help="The task's name; without it, the first task.")
+@click.option("--follow", is_flag=True, help="Go on until the task has ended.")
+def logs(experiment: str, rank: int | None, task: str | None, follow: bool) -> None:
+    """What the ranks wrote to stdout and stderr, each line after its file's name."""
+    from experiments.logs import rank_logs, show_logs
+    from experiments.store import Store
+
+    found = Store().find(experiment).task(task)
+    if rank is not None and not follow:
+        rank_logs(found.files, rank)  # a rank that is not there is an error
+    show_logs(found, rank, follow=follow)
+
+
+@experiment.command()
+@_experiment
+@click.option("--task", shell_complete=_complete_task, help="End this task alone.")
+def cancel(experiment: str, task: str | None) -> None:
+    """End an experiment, wherever it runs, and wait until it has ended."""
+    from experiments.experiment import Experiment
+    from experiments.logs import printable
+    from experiments.store import Store
+
+    found = Experiment.from_id(Store().find(experiment).id)
+    for name, state in found.cancel(task).items():
+        click.echo(f"{printable(name)}: {state}")
 
 
 def _when(seconds: float) -> str:

@@ -1,0 +1,229 @@
+"""From a command line to a task, and from a task to a run: what the entrypoints have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher.cli.usage import UsageError
+from launcher.cli.workspace import Workspace, load, shown
+from launcher.errors import ConfigError, LaunchError
+
+if TYPE_CHECKING:
+    from executors.base import Executor
+
+_EXECUTOR = "executor."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What was typed, as click read it."""
+
+    overrides: tuple[str, ...]
+    factory: str | None
+    yaml: str | None
+    name: str | None
+    executor: str | None
+    direct: bool
+    detach: bool
+    dryrun: bool
+    to_yaml: str | None
+    yes: bool
+    workspace: str | None
+
+    def __post_init__(self) -> None:
+        for one, other in (("factory", "yaml"), ("direct", "executor"), ("direct", "detach"), ("direct", "name")):
+            if getattr(self, one) and getattr(self, other):
+                raise UsageError(f"--{one} and --{other} exclude each other", hint="one of the two")
+
+
+def launch(entrypoint: str, function: str, options: Options) -> None:
+    """Build the task, show it, ask, and run it. Raises LaunchError and its family."""
+    workspace = load(options.workspace)
+    if workspace.file:
+        click.echo(f"workspace {shown(workspace.file)}", err=True)
+    own = tuple(text for text in options.overrides if text.startswith(_EXECUTOR))
+    task, title, source = _task(entrypoint, function, options, workspace)
+    _apply(task, [text for text in options.overrides if text not in own], workspace)
+    if options.to_yaml is not None:
+        _write_yaml(task, options)
+        return
+    here = options.direct or (function in _HERE and not (options.executor or options.detach or own))
+    if here:
+        _run_here(task, source, options, ask=function not in _HERE)
+    else:
+        _run_there(task, source, _executor(task, own, options, workspace), options.name or title, options)
+
+
+_HERE = ("import_checkpoint", "export_checkpoint", "generate")
+"""These run in this process and without a question: they are short, and overwrite nothing."""
+
+
+def _task(entrypoint: str, function: str, options: Options, workspace: Workspace) -> tuple[Any, str, str]:
+    """The task before overrides; the title that it has by itself; and where it comes from, to be shown."""
+    from launcher.cli.recipes import build_recipe, listed
+    from launcher.config import Partial, task_name
+
+    if options.yaml is not None:
+        from launcher.serialization import from_yaml
+
+        task = from_yaml(_read(Path(options.yaml)), source=options.yaml)
+        return task, task_name(task), options.yaml
+    if options.factory is not None:
+        task, name, defined = build_recipe(entrypoint, options.factory, workspace)
+        return task, name, f"{options.factory}  ({defined})"
+    if function in _HERE:
+        from gemma_models import api
+        from launcher.lazy_fiddle import history
+
+        place = history.Location(f"gemma-launch {entrypoint}", 0, None)
+        with history.custom_location(lambda: place):
+            return Partial(getattr(api, function)), entrypoint, f"gemma_models.{function}"
+    known = listed(entrypoint, workspace)
+    example = next((text for text in options.overrides if text in known), next(iter(known)))
+    raise ConfigError(
+        f"{entrypoint} needs a recipe; there are {', '.join(known)}",
+        hint=f"gemma-launch {entrypoint} --factory {example}",
+    )
+
+
+def _apply(task: Any, overrides: list[str], workspace: Workspace) -> None:
+    from launcher.cli.recipes import values
+    from launcher.overrides import apply
+
+    apply(task, overrides, values(workspace))
+
+
+def _executor(task: Any, overrides: tuple[str, ...], options: Options, workspace: Workspace) -> Executor:
+    from launcher.cli.recipes import build_executor
+
+    named = options.executor or "local"
+    executor = _local(task) if named == "local" else build_executor(named, workspace)
+    if not overrides:
+        return executor
+    from launcher.config import Config, build
+    from launcher.overrides import apply
+
+    holder: Config[Any] = Config(dict, executor=executor)
+    apply(holder, overrides)
+    changed: Executor = build(holder.executor)
+    return changed
+
+
+def _local(task: Any) -> Executor:
+    """This machine, with as many processes as the recipe's trainer has devices."""
+    from executors.local import LocalExecutor
+
+    executor, trainer = LocalExecutor(), getattr(task, "trainer", None)
+    for name, counted in (("ntasks_per_node", "devices"), ("nodes", "num_nodes")):
+        count = getattr(trainer, counted, 1)
+        if type(count) is int:  # anything else, the recipe's own check refuses
+            setattr(executor, name, count)
+    return executor
+
+
+def _run_here(task: Any, source: str, options: Options, *, ask: bool) -> None:
+    from launcher.run import run
+
+    if options.dryrun:
+        click.echo(_preview(task, source, "this process"))
+        return
+    if ask:
+        _ask(_preview(task, source, "this process"), options)
+    with _stdout_kept():
+        value = run(task, direct=True)
+    _print(value)
+
+
+def _run_there(task: Any, source: str, executor: Executor, title: str, options: Options) -> None:
+    from experiments.experiment import Experiment
+
+    with Experiment(title) as experiment:
+        experiment.add(task, executor=executor)
+        if options.dryrun:
+            experiment.dryrun()
+            return
+        ranks = f"{executor.ranks} processes" if executor.ranks > 1 else "1 process"
+        where = f"{options.executor or 'local'}  ({type(executor).__name__}, {ranks})"
+        _ask(_preview(task, source, where), options)
+        if options.detach:
+            experiment.run(detach=True)
+            click.echo(experiment.id)
+            return
+        for result in experiment.run():
+            _print(result.value)
+
+
+def _preview(task: Any, source: str, executor: str) -> str:
+    from launcher.preview import table
+
+    return f"recipe    {source}\nexecutor  {executor}\n\n{table(task)}\n"
+
+
+def _ask(preview: str, options: Options) -> None:
+    """Show what would run, and go on if the answer is yes. Raises LaunchError where nobody can be asked."""
+    click.echo(preview, err=True)
+    if options.yes:
+        return
+    if not sys.stdin.isatty():
+        raise LaunchError("there is no terminal to ask on, and nothing was started", hint="--yes")
+    if not click.confirm("Continue?", err=True):
+        click.echo("nothing was started", err=True)
+        raise click.exceptions.Exit(0)
+
+
+@contextlib.contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """What a task prints in this process goes to stderr where stdout is a file or a pipe: that is for its result."""
+    if sys.stdout.isatty():
+        yield
+    else:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+
+
+def _print(value: Any) -> None:
+    """A result on stdout: texts as they are, one after another; anything else as JSON."""
+    if value is None:
+        return
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        for text in value:
+            click.echo(text)
+    else:
+        click.echo(str(value) if isinstance(value, str | Path) else json.dumps(value, indent=1, default=str))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _write_yaml(task: Any, options: Options) -> None:
+    from launcher.serialization import to_yaml
+
+    text = to_yaml(task)
+    if options.to_yaml in (None, "-"):
+        click.echo(text, nl=False)
+        return
+    path = Path(str(options.to_yaml))
+    if path.suffix not in (".yaml", ".yml"):
+        raise LaunchError(
+            f"--to-yaml took {str(path)!r} for its file, which does not end in .yaml",
+            hint="--to-yaml=recipe.yaml, or --to-yaml as the last word",
+        )
+    if path.exists() and not options.yes:
+        raise LaunchError(f"{path} exists already", hint="--yes to overwrite it")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise LaunchError(f"{path} cannot be written: {error.strerror}") from error
+    click.echo(f"wrote {path}", err=True)
