@@ -19,20 +19,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from executors.base import Executor, Plan, Status, Task
+from executors.base import Executor, Plan, Status
 from experiments.conductor import Conductor, Job
 from experiments.graph import Added, free_name, names_in, needs_in
 from experiments.logs import LOOK_INTERVAL, json_lines, printable, show_logs
 from experiments.owner import describe_owner
+from experiments.planning import plans_of
 from experiments.progress import Monitor
-from experiments.provenance import code_state, import_path, launch_script, script_folder
 from experiments.store import ExperimentRecord, Store, new_id, slug
 from launcher.errors import ConfigError, ExperimentFailed, RanksError, StoreError
 from launcher.script import Script
 from launcher.worker import JobFiles
 
 if TYPE_CHECKING:
-    from executors.packaging import Package
     from launcher.config import Call
     from launcher.plugin import Plugin
 
@@ -208,32 +207,7 @@ class Experiment:
         if not self._added:
             raise ConfigError(f"experiment {self.title!r} has no task", hint="experiment.add(...)")
         needs_in(self._added)
-        path, script, folder = import_path(), launch_script(), Path.cwd()
-        packages: list[tuple[Any, Package | None]] = []  # one for all executors that package alike
-        plans = []
-        for added in self._added:
-            package, copy_name = _package(added.executor, packages, folder, script)
-            task = Task(
-                name=added.name,
-                experiment=self.id,
-                folder=self.folder / added.folder,
-                launched_from=folder,
-                launch_script=script,
-                sys_path=tuple(path),
-                call=added.call,
-                script=added.script,
-                package=package,
-                code=_provenance(package),
-                copy=copy_name,
-                group=added.group,
-            )
-            plans.append(added.executor.plan(task))
-        for group in {added.group for added in self._added if added.group is not None}:
-            mates = [
-                (known.executor, plan) for known, plan in zip(self._added, plans, strict=True) if known.group == group
-            ]
-            mates[0][0].check_together([plan for _, plan in mates])
-        return plans
+        return plans_of(self._added, self.id, self.folder)
 
     def dryrun(self) -> None:
         """Print exactly what would run."""
@@ -390,26 +364,6 @@ class Experiment:
     def _say(self, text: str) -> None:
         if LEVELS.index(self.log_level) <= LEVELS.index("INFO"):
             print(text, file=sys.stderr)
-
-
-def _package(
-    executor: Executor, packages: list[tuple[Any, Package | None]], folder: Path, script: Path | None
-) -> tuple[Package | None, str]:
-    """An executor's package, and the name of its copy: the same for all executors that package alike."""
-    for index, (packager, package) in enumerate(packages):
-        if packager == executor.packager:
-            return package, "code" if index == 0 else f"code-{index + 1}"
-    from executors.packaging import default_packager
-
-    chosen = executor.packager or default_packager(script_folder())
-    packages.append((executor.packager, chosen.package(folder, script)))
-    return packages[-1][1], "code" if len(packages) == 1 else f"code-{len(packages)}"
-
-
-def _provenance(package: Package | None) -> dict[str, Any] | None:
-    if package is None:
-        return code_state(script_folder())
-    return {"folder": str(package.root), "commit": package.commit, "dirty": package.dirty}
 
 
 def _script_yaml(script: Script) -> str:

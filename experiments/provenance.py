@@ -7,7 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from executors.package import Package
 
 from launcher.worker import SCRIPT_MODULE
 
@@ -32,16 +36,58 @@ def script_folder() -> Path:
 
 
 def import_path() -> list[str]:
-    """Where a task's modules are found: the launch script's folder, then all of sys.path that is not Python's own."""
-    own = os.path.dirname(os.__file__)
+    """Where a task's modules are found: the launch script's folder, then all that is not Python's own.
+
+    That is sys.path, and the folders of modules that came by a hook (`pip install --editable` makes one).
+    """
+    hooked = [_import_folder(name, module) for name, module in sys.modules.items()]
     others = [
         os.path.abspath(entry)
-        for entry in sys.path
-        if not entry.startswith(own)
+        for entry in [*sys.path, *filter(None, hooked)]
+        if not entry.startswith(os.path.dirname(os.__file__))
         and not re.search(r"(site|dist)-packages|\.zip$", entry)
         and os.path.exists(entry or ".")
     ]
     return list(dict.fromkeys([str(script_folder()), *others]))
+
+
+def _import_folder(name: str, module: ModuleType) -> str | None:
+    """The folder that would have to be on sys.path for a module to be found there; None for part of another."""
+    file: str | None = getattr(module, "__file__", None)
+    if "." in name or name == "__main__" or not file:
+        return None
+    folder, last = os.path.split(file)
+    return os.path.dirname(folder) if last == "__init__.py" else folder
+
+
+def left_behind(call: Any, package: Package, path: list[str]) -> tuple[str, Path] | None:
+    """A module, and its file, that a task names and that its package does not hold; None if it holds them all.
+
+    call: the task as JSON values. path: see `import_path`; what else is imported is installed, and stays where it is.
+    """
+    for name in sorted(_modules_in(call)):
+        top = sys.modules.get(name.partition(".")[0])
+        origin = getattr(sys.modules.get(name), "__file__", None)
+        if top is None or origin is None:
+            continue
+        file = Path(os.path.realpath(origin))
+        if (
+            _import_folder(top.__name__, top) in path
+            and file.is_relative_to(package.root)
+            and package.locate(file) is None
+        ):
+            return name, file
+    return None
+
+
+def _modules_in(call: Any) -> set[str]:
+    if isinstance(call, list):
+        return {name for item in call for name in _modules_in(item)}
+    if not isinstance(call, dict):
+        return set()
+    references = [value for key, value in call.items() if key in ("$config", "$partial", "$ref", "$enum")]
+    found = {value.partition(":")[0] for value in references if isinstance(value, str)}
+    return found | {name for value in call.values() for name in _modules_in(value)}
 
 
 def code_state(folder: Path) -> dict[str, Any] | None:

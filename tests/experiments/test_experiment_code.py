@@ -98,6 +98,20 @@ def test_a_file_that_does_not_travel_is_named(repository: Path, monkeypatch: pyt
     assert "git add" in (caught.value.hint or "")
 
 
+def test_a_module_that_does_not_travel_is_named_before_anything_runs(repository: Path) -> None:
+    (repository / "work/untracked.py").write_text("def task():\n    return 1\n")
+    (repository / "work/train.py").write_text(
+        "import launcher as run\nfrom untracked import task\n"
+        "if __name__ == '__main__':\n    run.run(run.Partial(task))\n"
+    )
+    command = [sys.executable, "train.py"]
+    done = subprocess.run(command, cwd=repository / "work", capture_output=True, text=True, check=False)
+    file = repository / "work/untracked.py"
+    assert f"task 'task' uses module 'untracked', and {file} is not in the package" in done.stderr
+    assert "try: git add it" in done.stderr
+    assert not Store().folder.exists()
+
+
 def test_executors_that_package_differently_have_a_copy_each(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository / "work")
     some = run.PatternPackager(include_pattern="late.py", relative_path=".")

@@ -22,7 +22,7 @@ def test_a_launch_error_is_its_text_and_the_scripts_line(tmp_path: Path) -> None
 
 
 def test_the_line_stands_there_once(tmp_path: Path) -> None:
-    assert last_words(tmp_path, "run.Config(dict, 1, 2)\n").count("train.py:3") == 1
+    assert last_words(tmp_path, "run.Config(3)\n").count("train.py:3") == 1
 
 
 @pytest.mark.parametrize("text", ["{}['x']\n", "sys.excepthook = lambda *e: print('mine', file=sys.stderr)\n1 / 0\n"])

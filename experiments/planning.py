@@ -1,0 +1,80 @@
+"""From the tasks of an experiment to the plans of their executors: what would run, and from which copy of the code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from executors.base import Executor, Plan, Task
+from experiments.graph import Added
+from experiments.provenance import code_state, import_path, launch_script, left_behind, script_folder
+from launcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from executors.package import Package
+
+
+def plans_of(tasks: Sequence[Added], experiment_id: str, folder: Path) -> list[Plan]:
+    """A plan for each task, where `folder` is to be the experiment's. Nothing is written or started.
+
+    Raises LaunchError for what cannot run.
+    """
+    path, script, launched_from = import_path(), launch_script(), Path.cwd()
+    packages = _Packages(launched_from, script)
+    plans = []
+    for task in tasks:
+        package, copy = packages.of(task.executor)
+        if package is not None and (missing := left_behind(task.call, package, path)):
+            raise ConfigError(
+                f"task {task.name!r} uses module {missing[0]!r}, and {missing[1]} is not in the package of its code",
+                hint="git add it, or packager=run.Packager() to run everything where it lies",
+            )
+        plans.append(
+            task.executor.plan(
+                Task(
+                    name=task.name,
+                    experiment=experiment_id,
+                    folder=folder / task.folder,
+                    launched_from=launched_from,
+                    launch_script=script,
+                    sys_path=tuple(path),
+                    call=task.call,
+                    script=task.script,
+                    package=package,
+                    code=_provenance(package),
+                    copy=copy,
+                    group=task.group,
+                )
+            )
+        )
+    for group in {task.group for task in tasks if task.group is not None}:
+        executor = next(task.executor for task in tasks if task.group == group)
+        executor.check_together([plan for plan in plans if plan.group == group])
+    return plans
+
+
+class _Packages:
+    """The packages of one launch: one for all executors that package alike."""
+
+    def __init__(self, folder: Path, script: Path | None) -> None:
+        self._folder = folder
+        self._script = script
+        self._found: list[tuple[Any, Package | None]] = []
+
+    def of(self, executor: Executor) -> tuple[Package | None, str]:
+        """An executor's package, and the name of its copy in the experiment's folder."""
+        for index, (packager, package) in enumerate(self._found):
+            if packager == executor.packager:
+                return package, "code" if index == 0 else f"code-{index + 1}"
+        from executors.packaging import default_packager
+
+        chosen = executor.packager or default_packager(script_folder())
+        self._found.append((executor.packager, chosen.package(self._folder, self._script)))
+        return self.of(executor)
+
+
+def _provenance(package: Package | None) -> dict[str, Any] | None:
+    if package is None:
+        return code_state(script_folder())
+    return {"folder": str(package.root), "commit": package.commit, "dirty": package.dirty}
