@@ -39,9 +39,12 @@ _WORDS = ("_target_", "_partial_", "_args_")
 
 class _Dumper(yaml.SafeDumper):
     def choose_scalar_style(self) -> Any:
-        """No quotes behind our own tags where none are needed: `!path /data`."""
+        """No quotes behind our own tags where none are needed (`!path /data`), and double ones, whose escapes are exact,
+        around the line breaks that YAML folds into spaces."""
         style = super().choose_scalar_style()
         analysis, event = cast(Any, self.analysis), cast(Any, self.event)
+        if any(char in event.value for char in "\r\x85\u2028\u2029"):
+            return '"'
         plain = analysis.allow_flow_plain if self.flow_level else analysis.allow_block_plain
         ours = event.tag is not None and not event.tag.startswith(_STANDARD)
         return "" if ours and plain and event.value and not analysis.multiline else style

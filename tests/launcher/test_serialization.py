@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import sample_tasks
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sample_tasks import Opaque, Optimizer, Precision, Trainer, anything, train
 
@@ -232,6 +232,7 @@ def test_what_is_read_back_from_yaml_equals_what_was_written(value: Any) -> None
     assert to_yaml(read) == text
 
 
+@example("\x85")  # a line break to YAML, which folds it
 @given(st.floats() | st.integers() | st.text(st.characters()) | st.sampled_from(["_target_", "<<", "=", "1:30", "~"]))
 def test_every_scalar_keeps_its_kind_in_yaml(value: Any) -> None:
     read = from_yaml(to_yaml([value, {value: 1} if value == value else 1]))
