@@ -61,17 +61,18 @@ class Task:
             name = None if self.package is None else self.package.locate(Path(os.path.realpath(path)))
             return path if copy is None or name is None else str(copy / name)
 
+        code = [*self.sys_path, *([] if self.launch_script is None else [self.launch_script])]
         spec: dict[str, Any] = {
             "version": TASK_VERSION,
             "experiment": self.experiment,
             "name": self.name,
             "code": self.code,
             "sys_path": [moved(entry) for entry in self.sys_path],
+            "moved": {path: moved(path) for path in map(str, code) if moved(path) != path},
         }
         if self.script is None:
             # A path in a recipe means what it means in the terminal; code alone comes from the copy.
-            files = {} if self.launch_script is None else {str(self.launch_script): moved(str(self.launch_script))}
-            return {**spec, "folder": str(self.launched_from), "moved": files, "call": self.call}
+            return {**spec, "folder": str(self.launched_from), "call": self.call}
         file = str(folder / "script")
         if self.script.path and not self.script.m:
             own = os.path.normpath(self.launched_from / os.path.expanduser(self.script.path))

@@ -268,6 +268,23 @@ def run_task(task: dict[str, Any], files: JobFiles, rank: int) -> None:
         keep_result(value, files)
 
 
+def import_from(path: list[str], moved: dict[str, str]) -> None:
+    """Have modules come from where the launcher's came from, or from the copies that stand in for those folders.
+
+    PYTHONPATH and the .pth files of `pip install --editable` name the folders themselves.
+    """
+    sys.path[:] = [moved.get(entry, entry) for entry in sys.path]
+    # The launch script's folder first, as Python would have it; then what else the launcher could import from.
+    first, *others = path
+    sys.path[:0] = [first]
+    sys.path += [entry for entry in others if entry not in sys.path]
+    if moved:  # for the programs that the task starts, too
+        named = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        copies = [entry for entry in others if entry in moved.values()]
+        path = [*(moved.get(os.path.abspath(entry), entry) for entry in named), *copies]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
+
+
 def become(argv: list[str]) -> NoReturn:
     """Run a program instead of this one. What it imports or starts by name is found as the launcher would find it."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
@@ -309,10 +326,7 @@ def main(path: str) -> int:
         os.environ.update(secrets)
         os.environ[JOB_DIR] = str(files.folder)
         os.environ[EXPERIMENT_ID] = task["experiment"]
-        # The launch script's folder first, as Python would have it; then what else the launcher could import from.
-        first, *others = task["sys_path"]
-        sys.path[:0] = [first]
-        sys.path += [entry for entry in others if entry not in sys.path]
+        import_from(task["sys_path"], task.get("moved", {}))
         if rank == 0:
             write_json(files.environment, describe_environment(task))
         run_task(task, files, rank)
