@@ -1,0 +1,33 @@
+"""The guides' examples, run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+SCRIPTS = {
+    f"{path.stem}-{number}": script
+    for path in sorted(DOCS.glob("*.md"))
+    for number, script in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL), 1)
+    if "__main__" in script
+}
+LAST_WORDS = {
+    "experiments-1": "'report': <Status.SUCCEEDED: 'succeeded'>}",
+    "experiments-2": "rank 1 of 2\nhi\n",
+    "experiments-3": "rank_0.out| done\nscript {'script': <Status.SUCCEEDED: 'succeeded'>}",
+    "experiments-4": "0",
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_example_runs_and_says_what_it_should(name: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPTS[name])
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(LAST_WORDS[name].strip())
