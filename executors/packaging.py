@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,7 @@ class GitArchivePackager(Packager):
         if not folder.is_dir() or not folder.is_relative_to(top):
             raise PackagingError(
                 f"GitArchivePackager.subpath is {self.subpath!r}, which is not a folder of {top}",
-                hint=nearest(self.subpath, (entry.name for entry in top.iterdir() if entry.is_dir())),
+                hint=nearest(str(self.subpath), (entry.name for entry in top.iterdir() if entry.is_dir())),
             )
         return folder
 
@@ -93,12 +93,11 @@ class PatternPackager(Packager):
     Relative ones are taken from the folder that the user launches from.
     """
 
-    include_pattern: str | list[str]
-    relative_path: str | list[str]
+    include_pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    relative_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
     def collect(self, folder: Path, script: Path | None) -> Package:
-        patterns = [self.include_pattern] if isinstance(self.include_pattern, str) else self.include_pattern
-        relative = [self.relative_path] if isinstance(self.relative_path, str) else self.relative_path
+        patterns, relative = _texts(self.include_pattern), _texts(self.relative_path)
         if len(relative) == 1:
             relative = relative * len(patterns)
         if not patterns or len(relative) != len(patterns):
@@ -162,6 +161,10 @@ def default_packager(folder: Path) -> Packager:
     folder = Path(os.path.realpath(folder))
     marks = [parent / ".git" for parent in (folder, *folder.parents)]
     return GitArchivePackager() if any(mark.is_file() or (mark / "HEAD").is_file() for mark in marks) else Packager()
+
+
+def _texts(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    return [os.fspath(one) for one in ([given] if isinstance(given, str | os.PathLike) else given)]
 
 
 def _is_there(path: Path) -> bool:

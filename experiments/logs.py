@@ -77,7 +77,8 @@ class LogTail:
 
         final: the task has ended; last lines without an end are given as well.
         """
-        with os.scandir(self._folder) as entries:
+        present: dict[str, int] = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:  # it may be deleted meanwhile
             present = {entry.name: entry.inode() for entry in entries if self._wanted.fullmatch(entry.name)}
         for name in sorted(present.keys() | self._growing.keys(), key=_by_rank):
             growing = self._growing.get(name)

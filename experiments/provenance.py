@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from launcher.errors import PackagingError
+from launcher.worker import SCRIPT_MODULE
+
 if TYPE_CHECKING:
     from executors.package import Package
-
-from launcher.worker import SCRIPT_MODULE
 
 
 def launch_script() -> Path | None:
@@ -92,14 +92,10 @@ def _modules_in(call: Any) -> set[str]:
 
 def code_state(folder: Path) -> dict[str, Any] | None:
     """The git commit and dirty flag of the repository around `folder`; None outside one, or without git."""
-    env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # looking must not disturb a git command that runs meanwhile
-    command = ["git", "-C", str(folder), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    from executors.git import changed_names, repository
+
     try:
-        found = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    except OSError:
+        top, commit = repository(folder)
+        return {"folder": str(folder), "commit": commit, "dirty": bool(changed_names(top))}
+    except PackagingError:
         return None
-    if found.returncode != 0:
-        return None
-    lines = found.stdout.splitlines()
-    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)
-    return {"folder": str(folder), "commit": commit, "dirty": any(not line.startswith("#") for line in lines)}

@@ -260,6 +260,8 @@ def test_patterns(tmp_path: Path) -> None:
         return sorted(name for name, _ in package.files)
 
     assert names("train.py", str(here)) == ["train.py"]
+    packager = PatternPackager(include_pattern=here / "train.py", relative_path=[here])
+    assert [name for name, _ in packaged(packager, here).files] == ["train.py"]
     assert names("src") == names("src/*") == names("src/**") == sorted(["src/link", *files[1:5]])
     assert names("**/*.py") == sorted(files[:3])
     assert names(str(here / "src/*.py"), str(here / "src")) == ["a.py"]

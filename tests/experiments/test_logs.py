@@ -1,6 +1,7 @@
 """Files that grow."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -118,6 +119,8 @@ def test_a_retry_moves_the_files_away(tmp_path: Path) -> None:
     assert list(tail.new()) == []
     write(files.stdout(0), b"third\n")
     assert list(tail.new()) == [("rank_0.out", "third")]
+    shutil.rmtree(tmp_path)
+    assert list(tail.new(final=True)) == []
 
 
 def test_output_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
