@@ -49,7 +49,7 @@ def slug(text: str) -> str:
 
 def new_id(title: str) -> str:
     """Readable, in order of time, and not given twice: "gemma3-sft-20261121-124313-3f9a1c"."""
-    return f"{slug(title)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    return f"{slug(title)}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
 
 
 class TaskRecord:
