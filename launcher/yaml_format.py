@@ -39,8 +39,8 @@ _WORDS = ("_target_", "_partial_", "_args_")
 
 class _Dumper(yaml.SafeDumper):
     def choose_scalar_style(self) -> Any:
-        """No quotes behind our own tags where none are needed (`!path /data`), and double ones, whose escapes are exact,
-        around the line breaks that YAML folds into spaces."""
+        """No quotes behind our own tags where none are needed (`!path /data`); double ones, whose escapes are exact,
+        around the line breaks that YAML would fold into spaces."""
         style = super().choose_scalar_style()
         analysis, event = cast(Any, self.analysis), cast(Any, self.event)
         if any(char in event.value for char in "\r\x85\u2028\u2029"):

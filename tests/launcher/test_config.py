@@ -175,7 +175,7 @@ def test_equality() -> None:
     assert Config(Trainer) != Partial(Trainer)
     assert Config(Trainer) != Config(Schedule)
     assert Config(Trainer) != Trainer()
-    assert Config(Schedule, min_lr=math.nan) == Config(Schedule, min_lr=math.nan)
+    assert Config(Schedule, min_lr=math.nan) == Config(Schedule, min_lr=float("nan"))
     assert Config(anything, [1, (2, {"a": 3})]) == Config(anything, [1, (2, {"a": 3})])
     assert Config(anything, [1, (2, {"a": 3})]) != Config(anything, [1, (2, {"a": 4})])
     shared = Config(Trainer)

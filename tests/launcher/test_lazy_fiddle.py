@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 RECIPE = """
 import launcher as run
 from launcher.config import check
@@ -27,8 +29,9 @@ def run_fresh(code: str) -> list[str]:
     return list(json.loads(shown.stdout.splitlines()[-1]))
 
 
-def test_a_recipe_needs_neither_parser_nor_log_library() -> None:
-    loaded = run_fresh(RECIPE)
+@pytest.mark.parametrize("first", ["", "import gemma_models.recipes", "import launcher.serialization"])
+def test_a_recipe_needs_neither_parser_nor_log_library(first: str) -> None:
+    loaded = run_fresh(f"{first}\n{RECIPE}")
     assert "fiddle" in loaded
     assert not [name for name in loaded if name.partition(".")[0] in ("libcst", "absl")]
 

@@ -35,6 +35,7 @@ def plain(node: Any) -> Any:
         ('{dim: 8, "a b": [1, {c: d}]}', {"dim": "8", "a b": ["1", {"c": "d"}]}),
         ("squad(seq_length=512, path='a)')", ("squad", {"seq_length": "512", "path": ("quoted", "a)")})),
         ("squad()", ("squad", {})),
+        ("[" + "[]," * 50 + "]", [[]] * 50),
         ("[LoRA(dim=8), x]", [("LoRA", {"dim": "8"}), "x"]),
     ],
 )

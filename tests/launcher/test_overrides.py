@@ -54,6 +54,7 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("optim={lr: 3}", "optim", Config(Optimizer, lr=3.0)),
     ("optim.betas=(0, 1)", "optim.betas", (0.0, 1.0)),
     ("optim.betas[1]=0.5", "optim.betas", (0.9, 0.5)),
+    ("optim.betas[-1]=0.5", "optim.betas", (0.9, 0.5)),
     ("trainer.extra.a=1", "trainer.extra", {"a": 1}),
     ('trainer.extra["a b=c"]=1', "trainer.extra", {"a b=c": 1}),
     ("trainer.extra[a]=1", "trainer.extra", {"a": 1}),
@@ -135,7 +136,9 @@ def test_one_after_another() -> None:
 def test_what_is_shared_is_changed_in_both_places() -> None:
     one: Any = Config(Trainer)
     config: Any = Partial(train, trainer=one, shared=[one])
+    names = one.modules
     apply(config, ["shared[0].max_steps=7", "trainer.modules+=x"])
+    assert one.modules is names
     assert config.trainer is config.shared[0] is one
     assert (one.max_steps, one.modules) == (7, ["linear_qkv", "x"])
 
@@ -144,6 +147,8 @@ def test_positions_and_further_names() -> None:
     config: Any = Partial(work, Config(Deep), Config(Trainer))
     apply(config, ["extra=5", "optim.lr=1"])
     assert (config.extra, config.optim.lr) == (5, 1.0)
+    with pytest.raises(OverrideError, match="'__class__' is Python's own"):
+        apply(config, ["__class__=5"])
     with pytest.raises(OverrideError, match=r"<lambda> has no parameter 'deep'; it has steps"):
         strict: Any = Partial(lambda deep, /, steps=1: None, Config(Deep))
         apply(strict, ["deep.steps=5"])

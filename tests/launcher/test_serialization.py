@@ -19,13 +19,20 @@ from launcher.errors import ConfigError, LaunchError, SerializationError
 from launcher.serialization import dumps, encode, from_yaml, loads, to_yaml
 from launcher.worker import Reader
 
+try:
+    import torch
+
+    DTYPES = [torch.bfloat16, torch.float32]
+except ImportError:
+    DTYPES = []
+
 leaves = (
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats()
     | st.text()
-    | st.sampled_from([Precision.BF16, train, Trainer, len, Path("a"), Path("/b c/ü")])
+    | st.sampled_from([Precision.BF16, train, Trainer, len, Path("a"), Path("/b c/ü"), *DTYPES])
 )
 keys = st.text() | st.integers() | st.booleans() | st.sampled_from(["$config", "$", Precision.FP32, Path("k")])
 hashable = st.none() | st.booleans() | st.integers() | st.text()
@@ -101,6 +108,14 @@ def test_every_value_is_in_the_file_defaults_too() -> None:
     assert node["args"]["trainer"]["args"]["max_steps"] == 100
     assert node["args"]["optim"]["args"]["schedule"]["args"]["warmup_steps"] == 10
     assert node["args"]["scale"] == 1.0
+
+
+def test_a_change_to_a_default_is_saved() -> None:
+    config: Any = Partial(train, trainer=Config(Trainer))
+    config.optim.schedule.warmup_steps = 7
+    config.trainer.modules.append("x")
+    for read in (loads(dumps(config)), from_yaml(to_yaml(config))):
+        assert (read.optim.schedule.warmup_steps, read.trainer.modules) == (7, ["linear_qkv", "x"])
 
 
 def test_a_dtype_is_saved_by_name_and_torch_is_not_imported_for_the_rest() -> None:

@@ -120,6 +120,7 @@ REFUSED: list[tuple[str, Any, str, str | None]] = [
     ("yes", bool, "x takes bool, not 'yes'", "true or false"),
     ("1", bool, "x takes bool, not '1'", "true or false"),
     ("none", None, "x takes None, not 'none'", None),
+    ("'None'", int | None, "x takes int | None, not 'None'", None),
     ("bf61", Precision, "x takes Precision, not 'bf61'", "BF16 or FP32"),
     ("BF61", Precision, "x takes Precision, not 'BF61'", "'BF16'"),
     ("tpu", Literal["cpu", "gpu"], "x takes Literal['cpu', 'gpu'], not 'tpu'", "'cpu' or 'gpu'"),
