@@ -65,9 +65,8 @@ def test_mypy_finds_the_one_mistake_of_a_launch_script(tmp_path: Path) -> None:
         check=False,
     )
     line = SCRIPT.splitlines().index('    executor = run.LocalExecutor(ntasks_per_node="8")') + 1
-    *errors, summary = found.stdout.splitlines()
+    errors = [said for said in found.stdout.splitlines() if said.startswith(str(script))]
     assert errors == [
         f'{script}:{line}: error: Argument "ntasks_per_node" to "LocalExecutor" has incompatible type "str"; '
         'expected "int"  [arg-type]'
     ]
-    assert summary.startswith("Found 1 error in 1 file")
