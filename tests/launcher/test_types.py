@@ -69,4 +69,4 @@ def test_mypy_finds_the_one_mistake_of_a_launch_script(tmp_path: Path) -> None:
     assert errors == [
         f'{script}:{line}: error: Argument "ntasks_per_node" to "LocalExecutor" has incompatible type "str"; '
         'expected "int"  [arg-type]'
-    ]
+    ], found.stdout + found.stderr
