@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,18 @@ from launcher.worker import JobFiles
 
 WORKER = str(Path(worker.__file__).resolve())
 
-_waiting: list[list[Processes]] = []
-"""What waits for room on the machine, in order: lists that start together. Shared by all executors of this process."""
+
+@dataclass
+class _Unit:
+    """Plans that start together, on the thread that submitted them: a process dies with the thread that started it."""
+
+    thread: int
+    handles: list[Processes]
+
+
+_waiting: list[_Unit] = []
+"""What waits for room on the machine, in order. Shared by all executors of this process."""
+_waiting_lock = threading.RLock()
 
 
 @dataclass(kw_only=True)
@@ -132,14 +143,23 @@ class LocalExecutor(Executor):
                 hint="pip install 'gemma-launcher[train]', or launcher=None",
             )
         handles = [Processes(plan, self.grace, self._gpus(plan), wake) for plan in plans]
-        together: dict[str, list[Processes]] = {}
+        together: dict[str, _Unit] = {}
+        units: list[_Unit] = []
         for handle in handles:
             group = handle.plan.group
-            unit = [] if group is None else together.setdefault(group, [])
-            if not unit:
-                _waiting.append(unit)
-            unit.append(handle)
-        _start_waiting()
+            unit = _Unit(threading.get_ident(), [])
+            if group is not None:
+                unit = together.setdefault(group, unit)
+            if not unit.handles:
+                units.append(unit)
+            unit.handles.append(handle)
+        with _waiting_lock:
+            _waiting.extend(units)
+        try:
+            _start_waiting()
+        except BaseException:
+            self.cancel(handles, now=True)
+            raise
         return list(handles)
 
     def check_together(self, plans: Sequence[Plan]) -> None:
@@ -157,29 +177,34 @@ class LocalExecutor(Executor):
         return plan.ranks if self.gpus_per_node is None else self.nodes * self.gpus_per_node
 
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
-        # Here rather than on a thread that saw something end: a process dies with the thread that started it.
+        # Here rather than on the thread that saw something end, which will not be there for long.
         _start_waiting()
         return [_own(handle).state() for handle in handles]
 
     def cancel(self, handles: Sequence[Handle], *, now: bool = False) -> None:
-        for handle in handles:
-            _own(handle).cancel(now=now)
-        _waiting[:] = [unit for unit in _waiting if not all(handle.ended.is_set() for handle in unit)]
+        with _waiting_lock:
+            for handle in handles:
+                _own(handle).cancel(now=now)
+            _waiting[:] = [unit for unit in _waiting if not all(handle.ended.is_set() for handle in unit.handles)]
 
     def clean(self, plan: Plan) -> None:
         JobFiles(plan.folder).secrets.unlink(missing_ok=True)
 
 
 def _start_waiting() -> None:
-    """Start what there is room for, first come first served: a large task is not kept waiting by small ones."""
-    while _waiting:
-        unit = _waiting[0]
-        leases = MACHINE.lend([(handle.gpus, handle.cpus) for handle in unit])
-        if leases is None:
-            return
-        _waiting.pop(0)
-        for handle, lease in zip(unit, leases, strict=True):
-            handle.start(lease)
+    """Start what there is room for, first come first served: a large task is not kept waiting by small ones.
+
+    Another thread's is left to that thread, which looks in a moment.
+    """
+    with _waiting_lock:
+        while _waiting and _waiting[0].thread == threading.get_ident():
+            handles = _waiting[0].handles
+            leases = MACHINE.lend([(handle.gpus, handle.cpus) for handle in handles])
+            if leases is None:
+                return
+            _waiting.pop(0)
+            for handle, lease in zip(handles, leases, strict=True):
+                handle.start(lease)
 
 
 def _own(handle: Handle) -> Processes:

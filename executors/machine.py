@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher.errors import ExecutorError
 from launcher.home import home
 from launcher.worker import JOB_DIR
 
@@ -82,10 +83,16 @@ class Machine:
         # A job that launches shares out its own GPUs, which the launcher above it holds the locks of.
         inside = os.environ.get(JOB_DIR)
         folder = Path(inside) / "locks" if inside else home() / "locks" / socket.gethostname()
-        folder.mkdir(parents=True, exist_ok=True)
         taken: dict[str, int] = {}
         for name in known:
-            descriptor = os.open(folder / re.sub(r"[^\w-]", "_", f"gpu-{name}"), os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(folder / re.sub(r"[^\w-]", "_", f"gpu-{name}"), os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise ExecutorError(
+                    f"GPUs are shared by locks in {folder}, which cannot be written: {error}",
+                    hint="GEMMA_LAUNCHER_HOME=<another folder>",
+                ) from error
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from executors.base import Executor, Failure, Handle, JobState, Plan, Status
 from experiments.progress import Monitor
@@ -233,16 +234,19 @@ class Conductor:
             executor.cancel([job.handle for job in jobs if job.handle is not None], now=now)
 
     def _abandon(self, error: BaseException) -> None:
-        """Something broke that should not: end every job before it is said."""
-        self._stop(self._units)
-        while any(job.handle is not None for job in self._jobs):
-            self._sleep()
-            self._poll()
-        for job in self._jobs:
-            if not job.status.final:
-                self._write(job, "failed", rank=None, cause=f"the launcher gave up: {type(error).__name__}: {error}")
+        """Something broke that should not (a full disk, perhaps): end every job before it is said."""
+        for executor, jobs in _by_executor([job for job in self._jobs if job.handle is not None]):
+            handles = [job.handle for job in jobs if job.handle is not None]
+            executor.cancel(handles)
+            while not all(state.status.final for state in executor.poll(handles)):
+                self._sleep()
+        with contextlib.suppress(OSError):
+            for job in self._jobs:
+                if not job.status.final:
+                    cause = f"the launcher gave up: {type(error).__name__}: {error}"
+                    self._write(job, "failed", rank=None, cause=cause)
 
-    def _write(self, job: Job, event: str, **details: object) -> None:
+    def _write(self, job: Job, event: str, **details: Any) -> None:
         job.status = job.record.append(event, **details)
         if job.status.final:
             self._monitor.end(job.record.name)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from executors.base import Plan
 from experiments.conductor import Conductor, Job
+from experiments.owner import process as process_owner
 from experiments.progress import Monitor
 from experiments.store import ExperimentRecord, Store
 from launcher.errors import ExecutorError
@@ -39,6 +40,9 @@ def start(record: ExperimentRecord) -> None:
             stderr=errors,
             start_new_session=True,  # a closed terminal, a Ctrl-C there, is not its affair
         )
+    owner = process_owner(process.pid)
+    for task in record.tasks:
+        task.append("queued", owner=owner)  # should this launcher be killed here, nobody takes the tasks for lost
     if process.stdout is None:
         raise RuntimeError("a pipe was asked for")
     with process.stdout:
@@ -65,7 +69,7 @@ def main(folder: str) -> None:
     record = store.read(Path(folder))
     jobs = jobs_of(record)
     for task in record.tasks:
-        task.append("queued")  # looked after by this process, now
+        task.append("queued")
     os.write(1, READY)
     os.dup2(2, 1)
     Conductor(jobs, sequential=record.sequential, monitor=Monitor(progress=False, tail=False)).run()

@@ -23,7 +23,12 @@ class Owner(TypedDict):
 
 @cache
 def this_process() -> Owner:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": start_time(os.getpid()) or ""}
+    return process(os.getpid())
+
+
+def process(pid: int) -> Owner:
+    """A process of this host that runs now."""
+    return {"host": socket.gethostname(), "pid": pid, "started": start_time(pid) or ""}
 
 
 def alive(owner: Owner) -> bool:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from executors.base import Failure, Status
 from experiments.logs import json_lines
-from experiments.owner import alive, this_process
+from experiments.owner import Owner, alive, this_process
 from launcher.errors import StoreError, nearest
 from launcher.home import home
 from launcher.worker import JobFiles, write_json
@@ -75,12 +75,12 @@ class TaskRecord:
         self.tail_logs = tail_logs
         self.files = JobFiles(folder)
 
-    def append(self, event: str, **details: Any) -> Status:
+    def append(self, event: str, *, owner: Owner | None = None, **details: Any) -> Status:
         """Add one event, whole or not at all, and return what the task now is.
 
-        This process is from now on the one that looks after it.
+        owner: who looks after it from now on; None: this process.
         """
-        line = json.dumps({"time": time.time(), "event": event, **details, "owner": this_process()}) + "\n"
+        line = json.dumps({"time": time.time(), "event": event, **details, "owner": owner or this_process()}) + "\n"
         descriptor = os.open(self.folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line.encode())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sample_tasks
+from processes import has_ended
 from sample_tasks import fail_until, meet, note, report_rank
 
 import launcher as run
@@ -140,15 +141,15 @@ def test_retries_end(tmp_path: Path) -> None:
 
 
 def test_a_group_is_retried_as_one(tmp_path: Path) -> None:
-    count = tmp_path / "count"
-    tasks = [
-        run.Partial(note, path=str(tmp_path / "mate")),
-        run.Partial(fail_until, path=str(count), attempts=2),
-    ]
+    count, mate = tmp_path / "count", tmp_path / "mate"
+    failing = (
+        f"echo >> {count}; n=$(wc -l < {count}); until [ $(cat {mate} | wc -l) = $n ]; do sleep 0.02; done; [ $n = 2 ]"
+    )
+    tasks = [run.Partial(note, path=str(mate)), run.Script(inline=failing)]
     with run.Experiment("retried") as experiment:
         experiment.add(tasks, executor=run.LocalExecutor(retries=1), name="pair")
         experiment.run(progress=False)
-    assert len(count.read_text().splitlines()) == len((tmp_path / "mate").read_text().splitlines()) == 2
+    assert len(count.read_text().splitlines()) == len(mate.read_text().splitlines()) == 2
 
 
 def test_tasks_at_once_have_gpus_of_their_own_or_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +259,18 @@ def test_a_handler_of_the_users_own_stays(tmp_path: Path) -> None:
     assert seen == [signal.SIGTERM]
 
 
+def is_running(*words: str) -> bool:
+    """Whether there is a process with all of these in its command line."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_text()
+        except OSError:  # ended meanwhile
+            continue
+        if all(word in line for word in words):
+            return True
+    return False
+
+
 KILLED = """
 import sys
 sys.path.insert(0, {samples!r})
@@ -285,10 +298,10 @@ def test_a_launcher_killed_at_any_instant_runs_nothing_twice_and_corrupts_nothin
         process.kill()
         process.wait()
     deadline = time.monotonic() + PATIENCE
-    records = list(Store().all())
-    while not all(record.status.final for record in records):
-        assert time.monotonic() < deadline, [record.status for record in records]
+    while is_running("detached.py", str(Store().folder)):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
+    records = list(Store().all())
     for record in records:
         found = [task.status for task in record.tasks]
         assert set(found) <= {Status.SUCCEEDED, Status.LOST}, found
@@ -298,3 +311,65 @@ def test_a_launcher_killed_at_any_instant_runs_nothing_twice_and_corrupts_nothin
     assert len(noted) == len(set(noted)), "a task ran twice"
     ran = {str(task.folder) for record in records for task in record.tasks if task.status is Status.SUCCEEDED}
     assert ran <= set(noted)
+
+
+def test_experiments_on_two_threads_leave_each_others_tasks_alone(tmp_path: Path) -> None:
+    """A process dies with the thread that started it: no thread may start what another waits for."""
+    errors: list[BaseException] = []
+
+    def launch(title: str, seconds: float) -> None:
+        try:
+            with run.Experiment(title) as experiment:
+                for number in range(4):
+                    sleeping = run.Script(inline=f"sleep {seconds}")
+                    experiment.add(sleeping, executor=run.LocalExecutor(), name=str(number))
+                experiment.run(progress=False)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=launch, args=(title, seconds)) for title, seconds in (("a", 0.0), ("b", 0.3))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert errors == []
+
+
+def test_many_launchers_at_once(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import launcher as run\nif __name__ == '__main__':\n    run.run(run.Script(inline=':'), name='x')\n"
+    )
+    launched = [subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL) for _ in range(12)]
+    assert [process.wait(PATIENCE) for process in launched] == [0] * 12
+    records = list(Store().all())
+    assert len({record.id for record in records}) == 12
+    assert {record.status for record in records} == {Status.SUCCEEDED}
+
+
+def test_a_disk_that_fills_up_ends_what_runs(tmp_path: Path) -> None:
+    fifo, script = tmp_path / "fifo", tmp_path / "train.py"
+    os.mkfifo(fifo)
+    keep = os.open(fifo, os.O_RDWR)
+    script.write_text(
+        f"import resource, sys, threading\nsys.path.insert(0, {SAMPLES!r})\n"
+        "import launcher as run, sample_tasks\n"
+        "if __name__ == '__main__':\n"
+        "    with run.Experiment('full') as experiment:\n"
+        f"        held = run.Partial(sample_tasks.hold, fifo={str(fifo)!r})\n"
+        "        experiment.add(held, executor=run.LocalExecutor(grace=0.2), name='held')\n"
+        "        experiment.add(run.Script(inline='sleep 0.5'), executor=run.LocalExecutor(), name='other')\n"
+        "        full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "        threading.Timer(0.3, full).start()\n"
+        "        experiment.run(progress=False)\n"
+    )
+    launched = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+    with os.fdopen(keep) as pipe:
+        rank, child = (int(pid) for pid in pipe.readline().split())
+    watches = [os.pidfd_open(pid) for pid in (rank, child)]
+    _, said = launched.communicate(timeout=PATIENCE)
+    assert launched.returncode == 1
+    assert "File too large" in said
+    for watch in watches:
+        assert has_ended(watch)
+        os.close(watch)
