@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from executors.packaging import GitArchivePackager
+
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 
@@ -16,8 +18,8 @@ PROGRAMS = Path(__file__).resolve().parent / "programs"
 class Tool:
     """A launcher.
 
-    names: what a script takes from it. state: the variable that names its state folder. listing, status: its commands
-    for past experiments.
+    requirements: from the package index. names: what a script takes from it. state: the variable that names its state
+    folder. listing, status: its commands for past experiments.
     """
 
     name: str
@@ -32,7 +34,7 @@ class Tool:
 
 OURS = Tool(
     name="gemma-launcher",
-    requirements=(str(ROOT),),
+    requirements=(),
     module="launcher",
     program="ours.py",
     state="GEMMA_LAUNCHER_HOME",
@@ -83,8 +85,13 @@ def install(tool: Tool, folder: Path) -> Installed:
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
         empty = _on_disk(place)
+        requirements = list(tool.requirements)
+        if tool is OURS:  # from a copy, because a build leaves files behind, which the next build would take
+            shutil.rmtree(folder / "source", ignore_errors=True)
+            GitArchivePackager().collect(ROOT, None).copy_to(folder / "source")
+            requirements = [str(folder / "source")]
         pip = [str(place / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, *tool.requirements], check=True)
+        subprocess.run([*pip, *requirements], check=True)
         size.write_text(str(_on_disk(place) - empty))
     return Installed(tool=tool, bin=place / "bin", added=int(size.read_text()))
 
