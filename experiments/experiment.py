@@ -109,7 +109,7 @@ class Experiment:
         self,
         task: Call[Any] | Script | Sequence[Call[Any] | Script],
         *,
-        executor: Executor | Sequence[Executor],
+        executor: Executor | Sequence[Executor] | None = None,
         name: str | None = None,
         dependencies: Sequence[str] = (),
         tail_logs: bool = False,
@@ -117,6 +117,7 @@ class Experiment:
     ) -> str:
         """Add a task, and return its name (without `name`, the task's own). It is checked here, and runs later.
 
+        executor: where it runs; None: a LocalExecutor with one process.
         A list of tasks is a group: they start together, and if one fails the others are ended. Their `executor` is one
         for all, or one for each; the tasks are called <name>-0, <name>-1, ...
         dependencies: names of tasks or groups, whether added already or not, that must have succeeded first.
@@ -134,6 +135,10 @@ class Experiment:
             raise ConfigError(f"dependencies is {dependencies!r}; it is a list of tasks' names", hint="[...]")
         together = isinstance(task, list | tuple)
         tasks: list[Any] = list(task) if isinstance(task, list | tuple) else [task]
+        if executor is None:
+            from executors.local import LocalExecutor
+
+            executor = LocalExecutor()
         executors: list[Any] = list(executor) if isinstance(executor, list | tuple) else [executor] * len(tasks)
         if not tasks or len(executors) != len(tasks):
             raise ConfigError(f"{len(tasks)} tasks are given to {len(executors)} executors")

@@ -141,7 +141,7 @@ def test_mistakes_are_refused_when_they_are_added(launcher_home: Path) -> None:
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
-        (lambda e: e.add(run.Partial(report_rank)), "missing 1 required keyword-only argument: 'executor'"),
+        (lambda e: e.add(run.Partial(report_rank), None), "takes 2 positional arguments"),
         (lambda e: e.add(run.Partial(report_rank), executor="local"), "'local' is not an executor"),
         (lambda e: e.add(report_rank, executor=run.LocalExecutor()), "is not a task"),
         (lambda e: e.add("python train.py", executor=run.LocalExecutor()), "is not a task"),
@@ -168,7 +168,7 @@ def test_wrong_use_is_explained_and_leaves_nothing(mistake: Any, said: str, laun
 
 def test_an_experiment_runs_once(tmp_path: Path) -> None:
     experiment = run.Experiment("once")
-    experiment.add(run.Partial(report_rank), executor=run.LocalExecutor())
+    experiment.add(run.Partial(report_rank))  # here, without a word about where
     experiment.run(progress=False)
     with pytest.raises(ConfigError, match="has run already"):
         experiment.run()
