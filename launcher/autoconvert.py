@@ -20,7 +20,7 @@ from launcher.tree import name_of, show_typed
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MADE = "__launch_autoconverted__"
+MADE = "__launch_autoconverted__"  # of a function that was: Config or Partial, which it gives
 _CALL_NAME = re.compile(r"(\w+\.)*(Config|Partial|Call)(\[.*)?")
 
 history.add_exclude_location(__file__)
@@ -80,7 +80,7 @@ def _autoconvert(function: Callable[..., Any], *, partial: bool) -> Callable[...
             )
         return fiddle.cast(Partial, made) if partial else made
 
-    setattr(configured, _MADE, True)
+    setattr(configured, MADE, Partial if partial else Config)
     return configured
 
 
@@ -93,7 +93,7 @@ def _converted(function: Callable[..., Any], where: str) -> Callable[..., Any]:
             return True
         if inspect.ismethod(target) and not isinstance(target.__self__, type):
             return True
-        return hasattr(target, _MADE) or _gives_call(target) or bool(auto_config_policy.latest(target))
+        return hasattr(target, MADE) or _gives_call(target) or bool(auto_config_policy.latest(target))
 
     try:
         made = auto_config.auto_config(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 _TOP = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 _OURS = frozenset(os.path.join(_TOP, name) for name in ("launcher", "executors", "experiments"))
+
+_CALLED: ContextVar[str] = ContextVar("called", default="")
 
 
 def is_ours(file: str) -> bool:
@@ -15,8 +20,20 @@ def is_ours(file: str) -> bool:
     return os.path.dirname(file) in _OURS or "/fiddle/_src/" in file or file == "<string>"
 
 
+@contextlib.contextmanager
+def called(text: str) -> Iterator[None]:
+    """What is set meanwhile was set by no line of code, but by this: a command line says what it is called."""
+    token = _CALLED.set(text)
+    try:
+        yield
+    finally:
+        _CALLED.reset(token)
+
+
 def caller() -> str | None:
     """file:line of the nearest frame of the user's."""
+    if text := _CALLED.get():
+        return text
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename

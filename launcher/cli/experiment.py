@@ -27,17 +27,6 @@ def _complete_experiment(ctx: click.Context, parameter: click.Parameter, incompl
     return [CompletionItem(name) for name in found]
 
 
-def _complete_task(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from experiments.store import Store
-    from launcher.errors import LaunchError
-
-    try:
-        tasks = Store().find(str(ctx.params.get("experiment"))).tasks
-    except LaunchError:
-        return []
-    return [CompletionItem(task.name) for task in tasks if task.name.startswith(incomplete)]
-
-
 _experiment = click.argument("experiment", shell_complete=_complete_experiment)
 
 
@@ -110,7 +99,7 @@ def _show_failure(failure: Failure) -> None:
 @experiment.command()
 @_experiment
 @click.option("--rank", type=click.IntRange(min=0), help="This rank alone.")
-@click.option("--task", shell_complete=_complete_task, help="The task's name; without it, the first task.")
+@click.option("--task", help="The task's name; without it, the first task.")
 @click.option("--follow", is_flag=True, help="Go on until the task has ended.")
 def logs(experiment: str, rank: int | None, task: str | None, follow: bool) -> None:
     """What the ranks wrote to stdout and stderr, each line after its file's name."""
@@ -125,7 +114,7 @@ def logs(experiment: str, rank: int | None, task: str | None, follow: bool) -> N
 
 @experiment.command()
 @_experiment
-@click.option("--task", shell_complete=_complete_task, help="End this task alone.")
+@click.option("--task", help="End this task alone.")
 def cancel(experiment: str, task: str | None) -> None:
     """End an experiment, wherever it runs, and wait until it has ended."""
     from experiments.experiment import Experiment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import click
 from launcher.cli.usage import UsageError
 from launcher.cli.workspace import Workspace, load, shown
 from launcher.errors import ConfigError, LaunchError
+from launcher.places import called
 
 if TYPE_CHECKING:
     from executors.base import Executor
@@ -106,26 +108,35 @@ def _executor(task: Any, overrides: tuple[str, ...], options: Options, workspace
 
     named = options.executor or "local"
     executor = _local(task) if named == "local" else build_executor(named, workspace)
-    if not overrides:
-        return executor
-    from launcher.config import Config, build
+    if overrides:
+        _change(executor, overrides)
+    return executor
+
+
+def _change(executor: Executor, overrides: tuple[str, ...]) -> None:
+    from launcher.config import Config, build, where
     from launcher.overrides import apply
 
     holder: Config[Any] = Config(dict, executor=executor)
     apply(holder, overrides)
-    changed: Executor = build(holder.executor)
-    return changed
+    changed = build(holder.executor)
+    for attribute in dataclasses.fields(changed):
+        value = getattr(changed, attribute.name)
+        if value != getattr(executor, attribute.name):
+            with called(where(holder.executor, attribute.name) or "the command line"):
+                setattr(executor, attribute.name, value)
 
 
 def _local(task: Any) -> Executor:
     """This machine, with as many processes as the recipe's trainer has devices."""
     from executors.local import LocalExecutor
 
-    executor, trainer = LocalExecutor(), getattr(task, "trainer", None)
-    for name, counted in (("ntasks_per_node", "devices"), ("nodes", "num_nodes")):
-        count = getattr(trainer, counted, 1)
-        if type(count) is int:  # anything else, the recipe's own check refuses
-            setattr(executor, name, count)
+    with called("--executor local"):
+        executor, trainer = LocalExecutor(), getattr(task, "trainer", None)
+        for name, counted in (("ntasks_per_node", "devices"), ("nodes", "num_nodes")):
+            count = getattr(trainer, counted, 1)
+            if type(count) is int:  # anything else, the recipe's own check refuses
+                setattr(executor, name, count)
     return executor
 
 

@@ -66,6 +66,8 @@ def load(given: str | None) -> Workspace:
 
     Raises LaunchError naming the line of it that failed.
     """
+    from executors.base import Executor
+
     file = locate(given)
     if file is None:
         return Workspace()
@@ -75,7 +77,7 @@ def load(given: str | None) -> Workspace:
     for name, value in vars(module).items():
         if name.startswith("_"):
             continue
-        if _is_executor(type(value)):
+        if isinstance(value, Executor):
             found.executors[name] = Named(name, lines.get(name, shown(file)), functools.partial(_itself, value))
         elif inspect.isfunction(value):
             where = _defined(value)
@@ -98,10 +100,10 @@ def names(given: str | None) -> dict[str, list[str]]:
             kind = {"Partial": "recipe", "Config": "value"}.get(returns, "executor")
             if kind != "executor" or returns.endswith("Executor"):
                 found[kind].append(node.name)
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Call):
             made_by = ast.unparse(node.value.func).rpartition(".")[2]
             if made_by.endswith("Executor") or made_by == "clone":
-                found["executor"] += [target.id for target in node.targets if isinstance(target, ast.Name)]
+                found["executor"] += _targets(node)
     return found
 
 
@@ -153,10 +155,13 @@ def _itself(value: Any) -> Any:
 
 def _assignments(file: Path) -> Iterator[tuple[str, int]]:
     for node in ast.parse(file.read_bytes()).body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        yield from ((target.id, node.lineno) for target in targets if isinstance(target, ast.Name))
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            yield from ((name, node.lineno) for name in _targets(node))
+
+
+def _targets(node: ast.Assign | ast.AnnAssign) -> list[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def _defined(function: Callable[..., Any]) -> str:
@@ -165,27 +170,25 @@ def _defined(function: Callable[..., Any]) -> str:
 
 
 def _kind(function: Callable[..., Any]) -> str:
-    """ "recipe", "value" or "executor" by what the function says that it returns; "" for anything else."""
+    """What a function makes, by what it says that it returns: a recipe, a value, an executor; "" for anything else."""
+    from executors.base import Executor
+    from launcher.autoconvert import MADE
     from launcher.config import Config, Partial
 
+    kind = _returned(function)
+    if not issubclass(kind, Partial | Config | Executor):
+        kind = getattr(function, MADE, kind)
+    kinds = {Partial: "recipe", Config: "value", Executor: "executor"}
+    return next((name for base, name in kinds.items() if issubclass(kind, base)), "")
+
+
+def _returned(function: Callable[..., Any]) -> type:
+    """The class that a function's annotation says it returns; object where it does not say one."""
     inner = inspect.unwrap(function)
-    annotation = inner.__annotations__.get("return")
-    holder = types.SimpleNamespace(__annotations__={"value": annotation})
+    holder = types.SimpleNamespace(__annotations__={"value": inner.__annotations__.get("return")})
     try:
-        resolved = typing.get_type_hints(holder, globalns=inner.__globals__)["value"]
+        annotation = typing.get_type_hints(holder, globalns=inner.__globals__)["value"]
     except (NameError, TypeError, AttributeError, SyntaxError):
-        return ""
-    kind = typing.get_origin(resolved) or resolved
-    if not isinstance(kind, type):
-        return ""
-    return "recipe" if issubclass(kind, Partial) else "value" if issubclass(kind, Config) else _executor_or_not(kind)
-
-
-def _executor_or_not(kind: type) -> str:
-    return "executor" if _is_executor(kind) else ""
-
-
-def _is_executor(kind: type) -> bool:
-    from executors.base import Executor
-
-    return issubclass(kind, Executor)
+        return object
+    kind = typing.get_origin(annotation) or annotation
+    return kind if isinstance(kind, type) else object

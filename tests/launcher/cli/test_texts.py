@@ -82,7 +82,6 @@ ERRORS = {
     "yaml-written-to-an-override": "finetune --factory gemma3_1b --to-yaml trainer.max_steps=5",
     "yaml-that-is-there-already": "finetune --factory gemma3_1b --to-yaml there.yaml",
     "yaml-in-no-folder": "finetune --factory gemma3_1b --to-yaml nowhere/recipe.yaml",
-    "source-that-is-not-there": "import source=nowhere output=out",
     "unknown-experiment": "experiment status gemma",
     "unknown-experiment-logs": "experiment logs gemma",
     "unknown-experiment-cancel": "experiment cancel gemma",
