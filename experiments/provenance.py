@@ -67,7 +67,9 @@ def left_behind(call: Any, package: Package, path: list[str]) -> tuple[str, Path
     """
     for name in sorted(_modules_in(call)):
         top = sys.modules.get(name.partition(".")[0])
-        origin = getattr(sys.modules.get(name), "__file__", None)
+        main = sys.modules["__main__"]
+        started = main.__spec__ is not None and main.__spec__.name == name  # by `python -m`
+        origin = getattr(main if started else sys.modules.get(name), "__file__", None)
         if top is None or origin is None:
             continue
         file = Path(os.path.realpath(origin))

@@ -104,11 +104,23 @@ def test_a_module_that_does_not_travel_is_named_before_anything_runs(repository:
         "import launcher as run\nfrom untracked import task\n"
         "if __name__ == '__main__':\n    run.run(run.Partial(task))\n"
     )
-    command = [sys.executable, "train.py"]
-    done = subprocess.run(command, cwd=repository / "work", capture_output=True, text=True, check=False)
-    file = repository / "work/untracked.py"
-    assert f"task 'task' uses module 'untracked', and {file} is not in the package" in done.stderr
-    assert "try: git add it" in done.stderr
+    package = repository / "work/package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    git(repository, "add", "work/package/__init__.py")
+    (package / "started.py").write_text(
+        "import launcher as run\ndef task():\n    return 1\n"
+        "if __name__ == '__main__':\n    run.run(run.Partial(task))\n"
+    )
+    for command, module, file in (
+        (["train.py"], "untracked", repository / "work/untracked.py"),
+        (["-m", "package.started"], "package.started", package / "started.py"),
+    ):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=repository / "work", capture_output=True, text=True, check=False
+        )
+        assert f"task 'task' uses module {module!r}, and {file} is not in the package" in done.stderr
+        assert "try: git add it" in done.stderr
     assert not Store().folder.exists()
 
 
