@@ -59,5 +59,8 @@ def _require_text(arguments: Sequence[str]) -> None:
 
 
 def _leave(message: str, status: int) -> None:
-    click.echo(f"error: {message}", err=True)
+    from experiments.logs import printable
+
+    lines = f"error: {message}".split("\n")
+    click.echo("\n".join(map(printable, lines)), err=True)
     sys.exit(status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,8 +58,10 @@ def launch(entrypoint: str, function: str, options: Options) -> None:
     if options.to_yaml is not None:
         _write_yaml(task, options)
         return
-    here = options.direct or (function in _HERE and not (options.executor or options.detach or own))
-    if here:
+    if options.direct and own:
+        raise UsageError(f"--direct runs it in this process, and {own[0]} changes an executor", hint="one of the two")
+    elsewhere = options.executor or options.detach or options.name or own
+    if options.direct or (function in _HERE and not elsewhere):
         _run_here(task, source, options, ask=function not in _HERE)
     else:
         _run_there(task, source, _executor(task, own, options, workspace), options.name or title, options)
@@ -70,13 +73,14 @@ _HERE = ("import_checkpoint", "export_checkpoint", "generate")
 
 def _task(entrypoint: str, function: str, options: Options, workspace: Workspace) -> tuple[Any, str, str]:
     """The task before overrides; the title that it has by itself; and where it comes from, to be shown."""
-    from launcher.cli.recipes import build_recipe, listed
+    from launcher.cli.recipes import build_recipe, listed, made_for
     from launcher.config import Partial, task_name
 
     if options.yaml is not None:
         from launcher.serialization import from_yaml
 
-        task = from_yaml(_read(Path(options.yaml)), source=options.yaml)
+        found = from_yaml(_read(Path(options.yaml)), source=options.yaml)
+        task = made_for(entrypoint, found, f"--yaml {shlex.quote(options.yaml)}")
         return task, task_name(task), options.yaml
     if options.factory is not None:
         task, name, defined = build_recipe(entrypoint, options.factory, workspace)
@@ -173,9 +177,10 @@ def _run_there(task: Any, source: str, executor: Executor, title: str, options: 
 
 
 def _preview(task: Any, source: str, executor: str) -> str:
+    from experiments.logs import printable
     from launcher.preview import table
 
-    return f"recipe    {source}\nexecutor  {executor}\n\n{table(task)}\n"
+    return f"recipe    {printable(source)}\nexecutor  {printable(executor)}\n\n{table(task)}\n"
 
 
 def _ask(preview: str, options: Options) -> None:

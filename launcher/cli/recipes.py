@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def build_recipe(entrypoint: str, text: str, workspace: Workspace) -> tuple[Any,
     else:
         near = _annotation(name, workspace) or nearest(name, known)
         raise ConfigError(f"there is no recipe of {entrypoint} named {name!r}; there {_enumerate(known)}", hint=near)
-    return _made_for(entrypoint, task, name, known[name]), name, known[name]
+    return made_for(entrypoint, task, f"--factory {shlex.quote(text)}", known[name]), name, known[name]
 
 
 def build_executor(text: str, workspace: Workspace) -> Executor:
@@ -117,21 +118,22 @@ def _blamed(named: Named, workspace: Workspace) -> Iterator[None]:
         raise ConfigError(f"{named.name} raised {type(error).__name__}: {error}", where=where) from error
 
 
-def _made_for(entrypoint: str, task: Any, name: str, defined: str) -> Any:
-    """The task, if the entrypoint is for it: `train` runs any, and `validate` takes any with the tree of training."""
+def made_for(entrypoint: str, task: Any, given: str, defined: str | None = None) -> Any:
+    """The task, if the entrypoint is for it: `train` runs any, and `validate` takes any with the tree of training.
+
+    `given` is the option that named it, as a shell reads it. Raises ConfigError naming the entrypoint that it is for.
+    """
     from gemma_models.recipes import validation_of
     from launcher.config import task_name
 
-    made_for = task_name(task).removesuffix("_checkpoint")
-    if entrypoint in ("train", made_for):
+    own = task_name(task).removesuffix("_checkpoint")
+    if entrypoint in ("train", own):
         return task
     if entrypoint == "validate":
         return validation_of(task)
-    other = made_for if made_for in ("pretrain", "finetune", "validate", "import", "export", "generate") else "train"
+    other = own if own in ("pretrain", "finetune", "validate", "import", "export", "generate") else "train"
     raise ConfigError(
-        f"{name} is a recipe of {made_for}, not of {entrypoint}",
-        where=defined,
-        hint=f"gemma-launch {other} --factory {name}",
+        f"{given} is a recipe of {own}, not of {entrypoint}", where=defined, hint=f"gemma-launch {other} {given}"
     )
 
 

@@ -36,9 +36,11 @@ def test_config_brings_fiddle_and_nothing_heavy() -> None:
     assert not loaded & {*HEAVY, "yaml"}
 
 
-def test_listing_experiments_needs_no_fiddle() -> None:
-    loaded = modules_after("import launcher.cli")
-    assert not loaded & {*HEAVY, "fiddle", "yaml", "watchfiles"}
+@pytest.mark.parametrize("arguments", [["-h"], ["finetune", "-h"], ["experiment", "list"], ["completion", "fish"]])
+def test_help_and_lists_need_no_fiddle(arguments: list[str]) -> None:
+    command = "import os, sys; from launcher.cli import cli; sys.stdout = open(os.devnull, 'w')\n"
+    command += f"cli.main({arguments!r}, standalone_mode=False); sys.stdout = sys.__stdout__"
+    assert not modules_after(command) & {*HEAVY, "fiddle", "yaml", "watchfiles"}
 
 
 def test_every_public_name_resolves() -> None:

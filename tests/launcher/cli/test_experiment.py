@@ -102,7 +102,7 @@ def test_a_detached_experiment_is_followed_and_ended_from_elsewhere(tmp_path: Pa
     done = gemma_launch("train", "--factory", "holding", "--detach", "--yes", "--name", "held", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     experiment = done.stdout.strip()
-    assert re.fullmatch(r"held-\d{8}-\d{6}-[0-9a-f]{4}", experiment)
+    assert re.fullmatch(r"held-\d{8}-\d{6}-[0-9a-f]+", experiment)
     following = subprocess.Popen(
         [*COMMAND, "experiment", "logs", "held", "--follow"], stdout=subprocess.PIPE, text=True
     )

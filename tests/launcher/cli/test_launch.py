@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import select
 import shlex
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,8 @@ HOSTILE = [
     "$(touch pwned); `touch pwned`",
     "-rf",
     "--help",
-    "two\nlines",
-    "\x1b[31mred",
+    "two\nlines of \x1b[31mred",
+    "~nobody/x",
     "ünïcödé \N{PERFORMING ARTS} \u202e",
     "../../etc",
     "x" * 300,
@@ -153,7 +155,7 @@ def test_hostile_texts_are_only_texts(text: str, folder: Path) -> None:
     assert not list(folder.rglob("pwned"))
 
 
-@pytest.mark.parametrize("text", HOSTILE[1:10:2], ids=range(1, 10, 2))
+@pytest.mark.parametrize("text", HOSTILE[1::2], ids=range(1, len(HOSTILE), 2))
 @pytest.mark.parametrize("option", ["--factory=", "--executor=", "--workspace=", "--yaml=", "--to-yaml=", ""])
 def test_hostile_names_are_refused(text: str, option: str, folder: Path) -> None:
     given = ["train", "--dryrun"] if option in ("--factory=", "--yaml=") else [*JOB, "--dryrun"]
@@ -217,3 +219,28 @@ def test_an_interrupted_question_exits_with_130(typed: bytes) -> None:
     assert status == 130
     assert shown.endswith("cancelled\n")
     assert not list(Store().all())
+
+
+def test_a_ctrl_c_ends_the_run_and_exits_with_130() -> None:
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # in the background it is ignored
+    process = subprocess.Popen(
+        [*COMMAND, "train", "--factory", "holding", "-y"], stderr=subprocess.PIPE, preexec_fn=hear
+    )
+    until = time.monotonic() + 20
+    while not any(path.read_text() for path in Path.cwd().rglob("rank_0.out")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors.endswith(b"cancelled\n")
+    assert b"Traceback" not in errors
+    assert [record.status for record in Store().all()] == ["cancelled"]
+
+
+def test_a_name_makes_an_experiment_of_what_would_run_here() -> None:
+    done = gemma_launch("import", "source=nowhere", "output=out", "--name", "mine", "--dryrun")
+    assert "task import_checkpoint on LocalExecutor" in done.stdout
+    assert gemma_launch("import", "source=nowhere", "output=out", "--dryrun").stdout.startswith(
+        "recipe    gemma_models"
+    )

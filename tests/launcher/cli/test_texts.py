@@ -13,6 +13,11 @@ from pathlib import Path
 import pytest
 from command import WORKSPACE, gemma_launch
 
+from gemma_models.api import pretrain
+from gemma_models.settings import Trainer
+from launcher.config import Partial
+from launcher.serialization import to_yaml
+
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 UPDATE = bool(os.environ.get("UPDATE_SNAPSHOTS"))
 
@@ -32,6 +37,7 @@ USAGE = {
     "option-without-value": "finetune --factory",
     "exclusive-options": "finetune --factory gemma3_1b --yaml recipe.yaml",
     "direct-and-executor": "finetune --factory gemma3_1b --direct --executor local",
+    "direct-and-executor-override": "train --factory job --workspace mine.py --direct executor.ntasks_per_node=2",
     "rank-below-0": "experiment logs x --rank -1",
     "no-experiment": "experiment status",
     "no-shell": "completion",
@@ -79,6 +85,10 @@ ERRORS = {
     "workspace-that-launches": "train --factory job --workspace launches.py",
     "workspace-that-is-no-python": "train --factory job --workspace mine.txt",
     "yaml-that-is-not-there": "finetune --yaml nowhere.yaml",
+    "yaml-of-another-entrypoint": "finetune --yaml pretrain.yaml",
+    "yaml-of-no-task": "finetune --yaml list.yaml",
+    "yaml-with-a-misspelt-name": "pretrain --yaml misspelt.yaml",
+    "yaml-that-is-none": "pretrain --yaml mine.py",
     "yaml-written-to-an-override": "finetune --factory gemma3_1b --to-yaml trainer.max_steps=5",
     "yaml-that-is-there-already": "finetune --factory gemma3_1b --to-yaml there.yaml",
     "yaml-in-no-folder": "finetune --factory gemma3_1b --to-yaml nowhere/recipe.yaml",
@@ -87,6 +97,7 @@ ERRORS = {
     "unknown-experiment-cancel": "experiment cancel gemma",
 }
 CASES = HELP | USAGE | ERRORS
+PRETRAIN = to_yaml(Partial(pretrain, trainer=Trainer(max_steps=1)))
 
 
 @pytest.fixture
@@ -100,6 +111,9 @@ def folder(tmp_path: Path) -> Path:
         "exits.py": "import sys\nsys.exit(3)\n",
         "launches.py": "import launcher as run\n\nrun.run(run.Partial(dict), direct=True)\n",
         "there.yaml": "",
+        "list.yaml": "- 1\n",
+        "pretrain.yaml": PRETRAIN,
+        "misspelt.yaml": PRETRAIN.replace("max_steps", "max_stps"),
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
