@@ -54,8 +54,10 @@ def import_path() -> list[str]:
 def _import_folder(name: str, module: ModuleType) -> str | None:
     """The folder that would have to be on sys.path for a module to be found there; None for part of another."""
     file: str | None = getattr(module, "__file__", None)
-    if "." in name or name == "__main__" or not file:
+    if "." in name or name == "__main__":
         return None
+    if not file:  # a package without an __init__.py: the first of its folders
+        return next((os.path.dirname(place) for place in getattr(module, "__path__", ())), None)
     folder, last = os.path.split(file)
     return os.path.dirname(folder) if last == "__init__.py" else folder
 

@@ -105,9 +105,9 @@ def test_a_module_that_does_not_travel_is_named_before_anything_runs(repository:
         "if __name__ == '__main__':\n    run.run(run.Partial(task))\n"
     )
     package = repository / "work/package"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    git(repository, "add", "work/package/__init__.py")
+    package.mkdir()  # without an __init__.py, as a folder of scripts often is
+    (package / "tracked.py").write_text("")
+    git(repository, "add", "work/package/tracked.py")
     (package / "started.py").write_text(
         "import launcher as run\ndef task():\n    return 1\n"
         "if __name__ == '__main__':\n    run.run(run.Partial(task))\n"
