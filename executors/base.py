@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from executors.secrets import split_secrets
-from launcher.errors import ExecutorError, nearest
-from launcher.places import caller
+from launcher.errors import ExecutorError
+from launcher.strict import Strict
 from launcher.worker import TASK_VERSION
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class Handle(ABC):
 
 
 @dataclass(kw_only=True)
-class Executor(ABC):
+class Executor(Strict, ABC):
     """Where and how a plan runs.
 
     Mutable: any attribute may be changed before it is used, and a misspelt one is refused, naming the nearest.
@@ -225,6 +225,8 @@ class Executor(ABC):
     retries: how often a task that fails is run again.
     """
 
+    strict_error = ExecutorError
+
     nodes: int = 1
     ntasks_per_node: int = 1
     env_vars: dict[str, str] = field(default_factory=dict)
@@ -235,29 +237,6 @@ class Executor(ABC):
     def ranks(self) -> int:
         """Processes that a task gets."""
         return self.nodes * self.ntasks_per_node
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        for name in kwargs:
-            cls._require(name)
-        return super().__new__(cls)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._require(name)
-        super().__setattr__(name, value)
-        self.__dict__.setdefault("_lines", {})[name] = caller()
-
-    def where(self, name: str) -> str | None:
-        """file:line of the statement that last set an attribute, or made the executor."""
-        found: str | None = self.__dict__.get("_lines", {}).get(name)
-        return found
-
-    @classmethod
-    def _require(cls, name: str) -> None:
-        valid = [known.name for known in dataclasses.fields(cls)]
-        if name not in valid:
-            raise ExecutorError(
-                f"{cls.__name__} has no attribute {name!r}; it has {', '.join(valid)}", hint=nearest(name, valid)
-            )
 
     def clone(self, **changes: Any) -> Self:
         """A copy that shares nothing with this one, with these attributes changed."""
@@ -306,8 +285,11 @@ class Executor(ABC):
     def plan(self, task: Task) -> Plan:
         """What would run. Pure. Raises ExecutorError where it cannot work."""
 
-    def check_together(self, plans: Sequence[Plan]) -> None:  # noqa: B027  # most places have no such limit
-        """Refuse plans of one group that can never run at the same time. Raises ExecutorError."""
+    def check_together(self, plans: Sequence[Plan]) -> None:
+        """Refuse plans of one group that can never run at the same time; most places have no such limit.
+
+        Raises ExecutorError.
+        """
 
     @abstractmethod
     def prepare(self, plans: Sequence[Plan]) -> None:

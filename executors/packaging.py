@@ -16,13 +16,16 @@ from executors.git import IN_PLACE, addition, changed_names, changes, repository
 from executors.package import Package as Package
 from executors.package import joined, without_clashes
 from launcher.errors import PackagingError, nearest
+from launcher.strict import Strict
 
 SHOWN = 10  # names in an error
 
 
 @dataclass(kw_only=True)
-class Packager:
+class Packager(Strict):
     """No package: the code runs where it is, and what is edited meanwhile is what runs."""
+
+    strict_error = PackagingError
 
     def package(self, folder: Path, script: Path | None) -> Package | None:
         """What travels when a user launches from `folder`; the launch script always does. None: in place.

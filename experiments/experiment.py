@@ -9,6 +9,7 @@ with run.Experiment("gemma3-sft") as experiment:
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 import sys
@@ -377,7 +378,7 @@ def _script_yaml(script: Script) -> str:
     from launcher.serialization import to_yaml
 
     env = {name: "(secret)" if is_secret(name) else value for name, value in script.env.items()}
-    return to_yaml(Config(Script, **{**vars(script), "env": env}))
+    return to_yaml(Config(Script, **{**dataclasses.asdict(script), "env": env}))
 
 
 def _shared(jobs: list[Job]) -> list[Job]:

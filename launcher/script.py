@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ConfigError, nearest
+from launcher.errors import ConfigError
+from launcher.strict import Strict
 
 
 @dataclass
-class Script:
+class Script(Strict):
     """A program that a task runs: a file, a module, or a text.
 
     path: a file, relative to where the launch script was started; with `m`, the name of a module (`python -m`).
@@ -27,18 +27,14 @@ class Script:
     MASTER_PORT set. Its exit status is the task's.
     """
 
+    strict_error = ConfigError
+
     path: str = ""
     inline: str = ""
     args: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     entrypoint: str | None = None
     m: bool = False
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        valid = [known.name for known in dataclasses.fields(self)]
-        if name not in valid:
-            raise ConfigError(f"Script has no attribute {name!r}; it has {', '.join(valid)}", hint=nearest(name, valid))
-        super().__setattr__(name, value)
 
     def check(self) -> None:
         """Refuse what cannot run. Raises ConfigError."""

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -371,3 +372,16 @@ def test_killed_while_copying(tmp_path: Path) -> None:
             pass
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "copy").exists() or len(contents(tmp_path / "copy")) == 2000
+
+
+@pytest.mark.parametrize(
+    "misspell",
+    [
+        lambda: GitArchivePackager(subpaths="x"),  # type: ignore[call-arg]
+        lambda: setattr(GitArchivePackager(), "subpaths", "x"),
+    ],
+)
+def test_a_misspelt_setting_is_refused(misspell: Callable[[], object]) -> None:
+    with pytest.raises(PackagingError, match="GitArchivePackager has no attribute 'subpaths'") as caught:
+        misspell()
+    assert caught.value.hint == "'subpath'"
