@@ -33,7 +33,7 @@ def test_the_launch_script_and_the_commands_after_it(tmp_path: Path) -> None:
     *_, last = execute(SCRIPTS[0], tmp_path).splitlines()
     experiment, loss = last.split()
     assert float(loss) < 6.0, "ln(1024) = 6.9 is where an untrained model stands"
-    commands = re.findall(r"^    \$ gemma-launch (.*)", README, re.MULTILINE)
+    commands = re.findall(r"^    \$ gemma-launch (experiment .*)", README, re.MULTILINE)
     assert len(commands) == 3
     listing, status, logs = (gemma_launch(*command.split()) for command in commands)
     header = re.search(r"^    (ID  +STATUS.*)", README, re.MULTILINE)
@@ -42,6 +42,11 @@ def test_the_launch_script_and_the_commands_after_it(tmp_path: Path) -> None:
     assert experiment in listing
     assert "succeeded" in status
     assert "step 20" in logs
+
+
+@pytest.mark.parametrize("command", re.findall(r"^    \$ gemma-launch ((?!experiment).*)", README, re.MULTILINE))
+def test_the_other_commands(command: str) -> None:
+    assert gemma_launch(*command.split())
 
 
 def test_the_debugging_example(tmp_path: Path) -> None:
