@@ -26,13 +26,15 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two trained runs in a folder: `run`, of the whole model, and `lora`, of adapters on the first."""
+    """Trained runs in a folder: `run`, of the whole model, `lora`, of adapters on that, and `bf16`, in bfloat16."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("validation")
     launcher.run(recipe(folder, "run", steps=4, val_check_interval=2), direct=True)
     adapters = LoRA(dim=4, dropout=0.5)
     lora = recipe(folder, "lora", steps=4, val_check_interval=4, base=newest(folder / "run"), peft=adapters)
     launcher.run(lora, direct=True)
+    half = recipe(folder, "bf16", steps=2, val_check_interval=2, base=newest(folder / "run"), precision="bf16")
+    launcher.run(half, direct=True)
     return folder
 
 
@@ -53,9 +55,9 @@ def validation(run: Path, **changes: Any) -> Partial[Any]:
     return validation_of(recipe(run.parent, "other", base=newest(run), **changes))
 
 
-@pytest.mark.parametrize("name", ["run", "lora"])
+@pytest.mark.parametrize("name", ["run", "lora", "bf16"])
 def test_the_loss_is_the_loops(root: Path, name: str) -> None:
-    result = validate(root / name)
+    result = validate(root / name, precision="bf16" if name == "bf16" else "fp32")
     assert result == {
         "val_loss": last_loss(root / name),
         "tokens": result["tokens"],
