@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -19,11 +20,13 @@ from launcher.ownership import own_defaults, owned, signature
 from launcher.places import caller
 from launcher.tree import (
     Difference,
+    by_position,
     differences,
     has,
     join,
     name_of,
     parameters,
+    show,
     show_typed,
     walk,
 )
@@ -74,7 +77,7 @@ class Call(fiddle.Buildable[T], Generic[T]):  # type: ignore[misc]  # fiddle has
         if isinstance(target, fiddle.Buildable):
             raise ConfigError(f"{target!r} is a configuration already", where=caller(), hint="it.clone()")
         if not callable(target):
-            raise ConfigError(f"{target!r} is neither a function nor a class", where=caller())
+            raise ConfigError(f"{show(target)} is neither a function nor a class", where=caller())
         taken = signature(target)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
             for name in kwargs:
@@ -85,15 +88,29 @@ class Call(fiddle.Buildable[T], Generic[T]):  # type: ignore[misc]  # fiddle has
         try:
             super().__init__(target, *args, **kwargs)
         except TypeError as error:
-            raise ConfigError(f"{name_of(target)} does not take these arguments: {error}", where=caller()) from None
+            said = error.__cause__ or error
+            raise ConfigError(f"{name_of(target)} does not take these arguments: {said}", where=caller()) from None
         for name, default in own_defaults(target, taken):
             if name not in fiddle.ordered_arguments(self):
                 super().__setattr__(name, default)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not self.__signature_info__.has_var_keyword:
-            _require(name, fiddle.get_callable(self), list(parameters(self)))
+        _require_name(self, name)
         super().__setattr__(name, owned(value, {}))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, owned(value, {}))
+
+    def __delattr__(self, name: str) -> None:
+        """Back to its default, which is this configuration's own."""
+        if name not in self.__arguments__:
+            getattr(self, name)  # it has a default, and nothing is to be done, or this raises
+            return
+        super().__delattr__(name)
+        target = fiddle.get_callable(self)
+        for own, default in own_defaults(target, signature(target)):
+            if own == name:
+                super().__setattr__(name, default)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -102,10 +119,8 @@ class Call(fiddle.Buildable[T], Generic[T]):  # type: ignore[misc]  # fiddle has
             return super().__getattr__(name)
         except (AttributeError, ValueError):
             pass
-        target = fiddle.get_callable(self)
-        if name not in parameters(self):
-            _require(name, target, list(parameters(self)))
-        raise ConfigError(f"{name_of(target)}.{name} is not set", where=caller())
+        _require_name(self, name)
+        raise ConfigError(f"{name_of(fiddle.get_callable(self))}.{name} is not set", where=caller())
 
     def __eq__(self, other: object) -> bool:
         """The same call with equal arguments, defaults among them, and the same things shared; NaN equals NaN."""
@@ -185,6 +200,9 @@ class Partial(Call[T], fiddle.Partial[T]):  # type: ignore[misc]
     """A task: `target` with its arguments bound, called when it runs: `run.Partial(finetune, model=..., data=...)`."""
 
 
+_OPEN = object()
+
+
 def build(value: Any) -> Any:
     """The objects that a configuration describes, made in this process: a Config's result, a Partial's partial.
 
@@ -195,11 +213,17 @@ def build(value: Any) -> Any:
 
 def _build(value: Any, memo: dict[int, Any]) -> Any:
     if id(value) in memo:
+        if memo[id(value)] is _OPEN:
+            raise ConfigError(f"{show(value)} contains itself")
         return memo[id(value)]
+    if isinstance(value, fiddle.Buildable | list | tuple | dict):
+        memo[id(value)] = _OPEN
     built: Any
-    if isinstance(value, fiddle.Buildable):
+    if isinstance(value, Call):
+        positions = by_position(value)
         given = {key: _build(argument, memo) for key, argument in fiddle.ordered_arguments(value).items()}
-        args, kwargs = value.__signature_info__.transform_to_args_kwargs(given)
+        args = [given[key] if key in given else arguments(value)[key] for key in positions]
+        kwargs = {name: argument for name, argument in given.items() if name not in positions}
         target = fiddle.get_callable(value)
         built = functools.partial(target, *args, **kwargs) if isinstance(value, Partial) else target(*args, **kwargs)
     elif type(value) in (list, tuple, set, frozenset):
@@ -218,29 +242,46 @@ def check(task: Any) -> None:
     Raises ConfigError naming the value, its type, where it was set, and what belongs there.
     """
     for path, config in walk(task):
-        hints = typecheck.hints(fiddle.get_callable(config))
+        if not isinstance(config, Call):
+            raise ConfigError(f"{path} is {show(config)}", hint=f"a run.{type(config).__name__}")
         given = fiddle.ordered_arguments(config)
         for key, value in given.items():
-            if key in hints and not typecheck.matches(value, hints[key]):
+            hint = typecheck.declared(config, key)
+            if hint is not None and not typecheck.matches(value, hint):
                 raise ConfigError(
                     f"{join(path, key)} is {show_typed(value)}, but {name_of(fiddle.get_callable(config))} takes "
-                    f"{typecheck.describe(hints[key])}",
+                    f"{typecheck.describe(hint)}",
                     where=where(config, key),
-                    hint=typecheck.suggest(value, hints[key]),
+                    hint=typecheck.suggest(value, hint),
                 )
         if isinstance(config, Partial) and config is not task:
             continue  # whoever calls it gives the rest
-        for name, parameter in parameters(config).items():
+        for index, (name, parameter) in enumerate(parameters(config).items()):
             if (
                 parameter.default is parameter.empty
-                and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-                and name not in given
+                and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+                and (index if parameter.kind is parameter.POSITIONAL_ONLY else name) not in given
             ):
+                alone = ", by position" if parameter.kind is parameter.POSITIONAL_ONLY else ""
                 raise ConfigError(
-                    f"{join(path, name)} is missing: {name_of(fiddle.get_callable(config))} requires it",
+                    f"{join(path, name)} is missing: {name_of(fiddle.get_callable(config))} requires it{alone}",
                     where=where(config, "__fn_or_cls__"),
-                    hint=f"{join(path, name)}=...",
+                    hint=None if alone else f"{join(path, name)}=...",
                 )
+
+
+def _require_name(config: Call[Any], name: str) -> None:
+    """Refuse what is no argument of a configuration, or one that has no name in a call."""
+    target, taken = fiddle.get_callable(config), parameters(config)
+    kind = taken[name].kind if name in taken else None
+    if kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL):
+        raise ConfigError(
+            f"{name_of(target)} takes {name!r} by position alone",
+            where=caller(),
+            hint=f"config[{list(taken).index(name)}]",
+        )
+    if not config.__signature_info__.has_var_keyword:
+        _require(name, target, list(taken))
 
 
 def _require(name: str, target: Any, valid: list[str]) -> None:
@@ -286,6 +327,7 @@ def check_task(task: Any, ranks: int = 1) -> None:
 def task_name(task: Any) -> str:
     """The name a task has by itself: that of what it calls. Raises ConfigError for what is not a task."""
     if not isinstance(task, Call):
-        hint = f"run.Partial({name_of(task)}, ...)" if callable(task) else None
+        target = fiddle.get_callable(task) if isinstance(task, fiddle.Buildable) else task
+        hint = f"run.Partial({name_of(target)}, ...)" if callable(target) else None
         raise ConfigError(f"{show_typed(task)} is not a task: a task is a run.Partial or a run.Config", hint=hint)
     return name_of(fiddle.get_callable(task)).rpartition(".")[2]

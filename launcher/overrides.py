@@ -328,8 +328,8 @@ def _join(path: str, container: Any, key: Any) -> str:
 def _hint(container: Any, key: Any, hint: Any) -> Any:
     """The declared type of what stands at `key`; Any where nothing is declared."""
     if isinstance(container, Call):
-        declared = typecheck.hints(fiddle.get_callable(container)).get(key)
-        if declared is not None:
+        declared = typecheck.declared(container, key)
+        if declared is not None and (declared is not Any or key in parameters(container)):
             return declared
         parameter = parameters(container).get(key)
         written = parameter.annotation if parameter is not None else None

@@ -11,20 +11,28 @@ from typing import Any
 from launcher.errors import ConfigError
 from launcher.lazy_fiddle import fiddle, history
 from launcher.places import caller
+from launcher.tree import name_of, show
 
 history.add_exclude_location(__file__)
 
 
 def owned(value: Any, memo: dict[int, Any]) -> Any:
-    """A dataclass instance as a Config of its own, however deep in containers; anything else as it is.
+    """A dataclass instance as a Config of its own, however deep in containers, and fiddle's own configurations as ours;
+    anything else as it is.
 
     A value that needs no change keeps its identity, so that what a person shares stays shared.
+    Raises ConfigError for what cannot be taken apart, and for a container that contains itself.
     """
     if id(value) in memo:
+        if memo[id(value)] is None:
+            raise ConfigError(f"this {type(value).__name__} contains itself", where=caller())
         return memo[id(value)][0]
+    memo[id(value)] = None
     changed: Any = value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = _from_instance(value, memo)
+    elif isinstance(value, fiddle.Buildable):
+        changed = _from_fiddle(value, memo)
     elif type(value) in (list, tuple):
         items = [owned(item, memo) for item in value]
         if any(new is not old for new, old in zip(items, value, strict=True)):
@@ -40,10 +48,11 @@ def owned(value: Any, memo: dict[int, Any]) -> Any:
 def _from_instance(value: Any, memo: dict[int, Any]) -> Any:
     from launcher.config import Config
 
+    cls = type(value).__name__
     taken = {field.name for field in dataclasses.fields(value) if field.init}
+    init_only = {name for name, field in value.__dataclass_fields__.items() if field not in dataclasses.fields(value)}
     for name, parameter in signature(type(value)).items():
-        if name not in taken and parameter.default is parameter.empty:
-            cls = type(value).__name__
+        if name not in taken and (parameter.default is parameter.empty or name in init_only):
             raise ConfigError(
                 f"this {cls} cannot be taken apart: it does not keep its argument {name!r}",
                 where=caller(),
@@ -54,13 +63,33 @@ def _from_instance(value: Any, memo: dict[int, Any]) -> Any:
     return Config(type(value), **fields)
 
 
+def _from_fiddle(value: Any, memo: dict[int, Any]) -> Any:
+    from launcher.config import Call, Config, Partial
+
+    kinds = {fiddle.Config: Config, fiddle.Partial: Partial}
+    if isinstance(value, Call):
+        return value
+    if type(value) not in kinds:
+        raise ConfigError(
+            f"{show(value)} has no equal here", where=caller(), hint="run.Config(...) or run.Partial(...)"
+        )
+    given = {key: owned(item, memo) for key, item in value.__arguments__.items()}
+    args, kwargs = value.__signature_info__.transform_to_args_kwargs(given)
+    return kinds[type(value)](fiddle.get_callable(value), *args, **kwargs)
+
+
 def _copied(value: Any) -> Any:
     """What could be changed in place, copied; live objects in it stay themselves."""
     if isinstance(value, fiddle.Buildable):
         return copy.deepcopy(value)
     if type(value) is dict:
         return {key: _copied(item) for key, item in value.items()}
-    return type(value)(_copied(item) for item in value) if type(value) in (list, set) else value
+    if type(value) in (list, set):
+        return type(value)(_copied(item) for item in value)
+    if type(value) is tuple:
+        items = [_copied(item) for item in value]
+        return value if all(new is old for new, old in zip(items, value, strict=True)) else tuple(items)
+    return copy.copy(value) if isinstance(value, list | dict | set) else value
 
 
 def own_defaults(target: Any, parameters: Mapping[str, inspect.Parameter]) -> Iterator[tuple[str, Any]]:
@@ -83,4 +112,8 @@ def signature(target: Any) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(target).parameters
     except ValueError:  # a builtin such as dict, which says nothing of its arguments
-        return inspect.signature(target.__call__).parameters
+        if isinstance(target, type):
+            return inspect.signature(target.__call__).parameters
+        raise ConfigError(
+            f"{name_of(target)} does not say what arguments it takes", where=caller(), hint="a function that calls it"
+        ) from None

@@ -9,16 +9,19 @@ spelling of the same.
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import math
 import os
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
-from launcher.config import Config, Partial, arguments, where
-from launcher.errors import SerializationError
+from launcher.config import Call, Config, Partial, arguments, where
+from launcher.errors import LaunchError, SerializationError
 from launcher.lazy_fiddle import fiddle
+from launcher.tree import by_position, join, name_of
 from launcher.worker import SCRIPT_MODULE, Reader
 
 VERSION = 1
@@ -37,13 +40,15 @@ def loads(text: str) -> Any:
     try:
         document = json.loads(text)
         version = document["version"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise SerializationError("this is not a configuration that the launcher saved") from None
     if version != VERSION:
         raise SerializationError(f"this configuration is of version {version}; this launcher reads version {VERSION}")
     try:
         return _ConfigReader().read(document["value"])
-    except (ImportError, AttributeError, KeyError) as error:
+    except LaunchError as error:
+        raise SerializationError(f"this configuration cannot be read here: {error.message}", hint=error.hint) from error
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise SerializationError(f"this configuration cannot be read here: {type(error).__name__}: {error}") from error
 
 
@@ -100,7 +105,7 @@ class _Encoder:
             return value
         if kind is float:
             return value if math.isfinite(value) else {"$float": repr(value)}  # JSON itself has no NaN
-        if isinstance(value, fiddle.Buildable):
+        if isinstance(value, Call):
             return self._call(value, path)
         if kind is list:
             return [self.node(item, f"{path}[{index}]", set_at) for index, item in enumerate(value)]
@@ -125,11 +130,16 @@ class _Encoder:
             return {"$dtype": str(value)}
         if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
             return {"$ref": reference(value, path, set_at)}
+        hint = f"run.Config({kind.__qualname__}, ...)"
+        if isinstance(value, functools.partial):
+            hint = f"run.Partial({name_of(value.func)}, ...)"
+        elif isinstance(value, int | float | str):
+            hint = f"{next(base.__name__ for base in (int, float, str) if isinstance(value, base))}(...)"
         raise SerializationError(
             f"{path or 'the task'} is a live object of {kind.__module__}.{kind.__qualname__}: it can be used with "
             "direct=True alone",
             where=set_at,
-            hint=f"run.Config({kind.__qualname__}, ...)",
+            hint=hint,
         )
 
     def _call(self, config: Any, path: str) -> Any:
@@ -138,24 +148,22 @@ class _Encoder:
                 fiddle.get_callable(config), path, where(config, "__fn_or_cls__")
             )
         }
-        positional = []
-        named = {}
+        encoded_at = {}
         explicit = fiddle.ordered_arguments(config)
+        positions = by_position(config)
         for key, value in arguments(config).items():
-            inner = f"{path}.{key}" if path else str(key)
+            if isinstance(key, int) and key not in positions:
+                continue  # a default by position
+            inner = join(path, key)
             try:
-                encoded = self.node(value, inner, where(config, key))
+                encoded_at[key] = self.node(value, inner, where(config, key))
             except SerializationError:
-                if key in explicit:
+                if key in explicit or key in positions:
                     raise
                 continue  # a default that only the function itself can hold, and it will
-            if isinstance(key, int):
-                positional.append(encoded)
-            else:
-                named[key] = encoded
-        if positional:
-            node["positional"] = positional
-        return {**node, "args": named}
+        if positions:
+            node["positional"] = [encoded_at.pop(key) for key in positions]
+        return {**node, "args": encoded_at}
 
 
 def reference(target: Any, path: str = "", set_at: str | None = None) -> str | dict[str, str]:
@@ -168,7 +176,13 @@ def reference(target: Any, path: str = "", set_at: str | None = None) -> str | d
     qualname = getattr(target, "__qualname__", None)
     module_name = getattr(target, "__module__", None)
     if not qualname or not module_name:
-        raise SerializationError(f"{subject} is {target!r}, which has no name to find it by", where=set_at)
+        raise SerializationError(
+            f"{subject} is {target!r}, which has no name to find it by",
+            where=set_at,
+            hint=f"{name_of(target.func)}, with the arguments given here"
+            if isinstance(target, functools.partial)
+            else "a function: def, at top level",
+        )
     if "<lambda>" in qualname:
         raise SerializationError(
             f"{subject} is a lambda, which cannot be found again by name", where=set_at, hint="def, at top level"
@@ -185,7 +199,9 @@ def reference(target: Any, path: str = "", set_at: str | None = None) -> str | d
         found = getattr(found, part, None)
     if found != target:
         raise SerializationError(
-            f"{subject} is {target!r}, but {module_name}.{qualname} is something else", where=set_at
+            f"{subject} is {target!r}, but {module_name}.{qualname} is something else",
+            where=set_at,
+            hint=qualname if typing.get_origin(target) is found else None,
         )
     if module_name not in ("__main__", SCRIPT_MODULE):
         return f"{module_name}:{qualname}"

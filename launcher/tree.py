@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+from launcher.errors import ConfigError
 from launcher.lazy_fiddle import fiddle
 from launcher.places import place
 
@@ -28,6 +29,33 @@ def has(config: Any, name: str) -> bool:
     return named or name in config.__arguments__
 
 
+def by_position(config: Any) -> list[int | str]:
+    """The keys of the arguments that the call gives by position, in their order: what has no name, and what stands
+    before it.
+
+    Raises ConfigError where one of those is not set.
+    """
+    given, values = config.__arguments__, arguments(config)
+    start = config.__signature_info__.var_positional_start
+    variadic = [key for key in values if isinstance(key, int) and start is not None and key >= start]
+    row: list[int | str] = []
+    for index, parameter in enumerate(parameters(config).values()):
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            row.append(index)
+        elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD and variadic:
+            row.append(parameter.name)
+    while row and not variadic and row[-1] not in given:
+        row.pop()
+    for key in row:
+        if key not in values:
+            name = list(parameters(config))[key] if isinstance(key, int) else key
+            raise ConfigError(
+                f"{name_of(fiddle.get_callable(config))}.{name} is not set, and what stands behind it is",
+                where=where(config, (variadic or row)[-1]),
+            )
+    return row + variadic
+
+
 def where(config: Any, name: str | int) -> str | None:
     """file:line of the statement that last set an argument; None if it was never set."""
     entries = config.__argument_history__.get(name)
@@ -44,7 +72,8 @@ def name_of(target: Any) -> str:
 def show(value: Any) -> str:
     """A value, short, for an error."""
     if isinstance(value, fiddle.Buildable):
-        return f"a {type(value).__name__} of {name_of(fiddle.get_callable(value))}"
+        whose = "fiddle's own" if type(value).__module__.startswith("fiddle.") else "a"
+        return f"{whose} {type(value).__name__} of {name_of(fiddle.get_callable(value))}"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -7,6 +7,8 @@ Strict where a mistake is likely (True is no int, a str is no Path, a list is no
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
+import functools
 import inspect
 import sys
 import types
@@ -23,24 +25,46 @@ def hints(target: Any) -> dict[str, Any]:
     if typing.is_typeddict(target):
         return _resolve(target.__annotations__, vars(sys.modules[target.__module__]))
     if isinstance(target, type):
-        # A dataclass's fields, else the constructor's parameters; each class's names mean what its module says.
-        if "__dataclass_fields__" in target.__dict__:
+        # The fields of a dataclass or NamedTuple, else the constructor's parameters; each class's names mean what its
+        # module says.
+        if not target.__dict__.keys().isdisjoint(("__dataclass_fields__", "_fields")):
             for base in reversed(target.__mro__):
                 found |= _resolve(inspect.get_annotations(base), vars(sys.modules[base.__module__]))
             return found
-        target = target.__init__  # type: ignore[misc]
+        target = target.__new__ if target.__init__ is object.__init__ else target.__init__  # type: ignore[misc]
+    while isinstance(target, functools.partial):
+        target = target.func
     target = inspect.unwrap(target)
     return _resolve(getattr(target, "__annotations__", {}), getattr(target, "__globals__", {}))
+
+
+def declared(config: Any, key: int | str) -> Any:
+    """The declared type of an argument of a configuration, also of one that `*args` or `**kwargs` takes; None where it
+    is not known."""
+    taken = list(config.__signature_info__.parameters.values())
+    if isinstance(key, int):
+        named = next((item for item in taken[: key + 1] if item.kind is item.VAR_POSITIONAL), None)
+        name = named.name if named is not None else taken[key].name
+    else:
+        own = [item.name for item in taken if item.name == key and item.kind not in _VARIADIC]
+        name = next(iter(own or [item.name for item in taken if item.kind is item.VAR_KEYWORD]), key)
+    return hints(fiddle.get_callable(config)).get(name)
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _resolve(annotations: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, annotation in annotations.items():
-        holder = types.SimpleNamespace(__annotations__={name: annotation})
+        holder = type("holder", (), {"__annotations__": {name: annotation}})  # of a class, it may be Final
         try:
-            found |= typing.get_type_hints(holder, globalns=names)
+            (hint,) = typing.get_type_hints(holder, globalns=names).values()
         except (NameError, TypeError, AttributeError):
             continue
+        if typing.get_origin(hint) is typing.Final:
+            (hint,) = typing.get_args(hint)
+        found[name] = hint.type if isinstance(hint, dataclasses.InitVar) else hint
     found.pop("return", None)
     return found
 
@@ -69,7 +93,13 @@ def matches(value: Any, hint: Any) -> bool:
         wider = {int: (int,), float: (int, float), complex: (int, float, complex)}[kind]
         return isinstance(value, wider) and not isinstance(value, bool)
     if typing.is_typeddict(kind):
-        return isinstance(value, dict)
+        row: Any = kind
+        fields = hints(row)
+        return (
+            isinstance(value, dict)
+            and row.__required_keys__ <= value.keys() <= row.__annotations__.keys()
+            and all(matches(item, fields.get(key, Any)) for key, item in value.items())
+        )
     return isinstance(value, kind) and _contents_match(value, kind, args)
 
 
@@ -82,6 +112,10 @@ def _contents_match(value: Any, kind: type, args: tuple[Any, ...]) -> bool:
         return len(value) == len(args) and all(map(matches, value, args))
     if isinstance(value, collections.abc.Mapping) and len(args) == 2:
         return all(matches(key, args[0]) and matches(item, args[1]) for key, item in value.items())
+    if kind is type and isinstance(args[0], type):
+        return issubclass(value, args[0])
+    if isinstance(value, str) and len(args) == 1:
+        return matches("", args[0])
     if isinstance(value, list | set | frozenset | tuple) and len(args) == 1:
         return all(matches(item, args[0]) for item in value)
     return True

@@ -101,6 +101,8 @@ class _Values:
             return self._items(node, hint, path)
         if kind in _DICTS or typing.is_typeddict(kind):
             return self._dict(node, hint, path)
+        if kind is type:
+            _refuse(node, hint, path)
         if kind is collections.abc.Callable or (isinstance(kind, type) and kind not in (object, Any)):
             return self._object(node, hint, path)
         return self._untyped(node, path)

@@ -124,6 +124,13 @@ class Reader:
         kwargs = {name: self.read(value) for name, value in node["args"].items()}
         return self.call(target, args, kwargs, partial=partial)
 
+    def _dtype(self, node: dict[str, Any]) -> Any:
+        torch = importlib.import_module("torch")
+        found = getattr(torch, node["$dtype"].removeprefix("torch."), None)
+        if not isinstance(found, torch.dtype):
+            raise ValueError(f"torch has no dtype {node['$dtype']}")
+        return found
+
     def _share(self, node: dict[str, Any]) -> Any:
         value = self._shared[node["$id"]] = self.read(node["value"])
         return value
@@ -141,7 +148,7 @@ class Reader:
         "$frozenset": lambda self, node: frozenset(self.read(node["$frozenset"])),
         "$dict": lambda self, node: {self.read(key): self.read(value) for key, value in node["$dict"]},
         "$enum": lambda self, node: self.target(node["$enum"])[node["name"]],
-        "$dtype": lambda self, node: getattr(importlib.import_module("torch"), node["$dtype"].removeprefix("torch.")),
+        "$dtype": _dtype,
     }
 
 

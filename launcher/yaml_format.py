@@ -14,6 +14,7 @@ would read as one of the above). No other tag is read, and nothing but names is 
 
 from __future__ import annotations
 
+import enum
 import functools
 import os
 import re
@@ -26,9 +27,10 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.representer import SafeRepresenter
 
 from launcher.config import Config, Partial
-from launcher.errors import ConfigError, LaunchError, SerializationError
+from launcher.errors import ConfigError, LaunchError, SerializationError, nearest
 from launcher.lazy_fiddle import history
 from launcher.places import place
+from launcher.tree import parameters, show
 from launcher.worker import Reader
 
 VERSION: Final = 1
@@ -176,12 +178,13 @@ class _NodeReader:
         except LaunchError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError) as error:
-            self._fail(node, f"this cannot be read here: {type(error).__name__}: {error}")
+            hint = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) and error.name else None
+            self._fail(node, f"this cannot be read here: {type(error).__name__}: {error}", hint)
         self._open.remove(id(node))
         return value
 
-    def _fail(self, node: Node, message: str) -> NoReturn:
-        raise SerializationError(message, where=self._place(node))
+    def _fail(self, node: Node, message: str, hint: str | None = None) -> NoReturn:
+        raise SerializationError(message, where=self._place(node), hint=hint)
 
     def _place(self, node: Node) -> str:
         return place(self._source, node.start_mark.line + 1)
@@ -211,14 +214,25 @@ class _NodeReader:
             given[key.value] = (key, item)
         target_node = given.pop("_target_")[1]
         target = self._target(target_node)
-        partial = self.read(given.pop("_partial_")[1]) if "_partial_" in given else False
-        args = self.read(given.pop("_args_")[1]) if "_args_" in given else []
-        kind = Partial if partial is True else Config
-        config = self._at(target_node, functools.partial(kind, target, *args))
+        partial = self._word(given, "_partial_", bool, False)
+        args = self._word(given, "_args_", list, [])
+        config = self._at(target_node, functools.partial(Partial if partial else Config, target, *args))
+        by_args = list(parameters(config).values())[: len(args)]
         for name, (key, item) in given.items():
+            if any(taken.name == name and taken.kind is taken.POSITIONAL_OR_KEYWORD for taken in by_args):
+                self._fail(key, f"{name!r} is given by _args_ already")
             value = self.read(item)
             self._at(key, functools.partial(setattr, config, name, value))
         return config
+
+    def _word(self, given: dict[str, tuple[Node, Node]], word: str, kind: type, default: Any) -> Any:
+        if word not in given:
+            return default
+        node = given.pop(word)[1]
+        value = self.read(node)
+        if not isinstance(value, kind):
+            self._fail(node, f"{word} is {show(value)}, which is no {kind.__name__}")
+        return value
 
     def _at(self, node: Node, make: Callable[[], Any]) -> Any:
         """What `make` does, noted as done by the line of `node`."""
@@ -230,14 +244,28 @@ class _NodeReader:
             raise ConfigError(error.message, where=self._place(node), hint=error.hint) from None
 
     def _target(self, node: Any) -> Any:
+        if not isinstance(node, ScalarNode):
+            self._fail(node, "a name is expected here: module:name, or /path/to/script.py:name")
         file, _, name = str(node.value).rpartition(":")
         if not file or not name:
             self._fail(node, f"{node.value!r} names nothing: it is module:name, or /path/to/script.py:name")
         return self._targets.target({"file": file, "name": name} if os.path.isabs(file) else node.value)
 
     def _enum(self, node: Any) -> Any:
-        kind, _, name = node.value.rpartition(".")
-        return self._target(ScalarNode("!ref", kind, node.start_mark))[name]
+        named, _, name = node.value.rpartition(".")
+        kind = self._target(ScalarNode("!ref", named, node.start_mark))
+        if not isinstance(kind, enum.EnumMeta):
+            self._fail(node, f"{named} is no enumeration")
+        if name not in kind.__members__:
+            members = list(kind.__members__)
+            self._fail(node, f"{named} has no member {name!r}; it has {', '.join(members)}", nearest(name, members))
+        return kind[name]
+
+    def _ref(self, node: Any) -> Any:
+        found = self._target(node)
+        if not callable(found):
+            self._fail(node, f"{node.value} is neither a function nor a class")
+        return found
 
     def _dtype(self, node: Any) -> Any:
         return self._targets.read({"$dtype": node.value})
@@ -262,7 +290,7 @@ _TAGS: Final[dict[str, Callable[[_NodeReader, Any], Any]]] = {
     "!path": lambda reader, node: reader._targets.read({"$path": node.value}),
     "!enum": _NodeReader._enum,
     "!dtype": _NodeReader._dtype,
-    "!ref": _NodeReader._target,
+    "!ref": _NodeReader._ref,
 }
 _KINDS: Final[dict[str, type[Node]]] = {
     **dict.fromkeys((_STANDARD + "seq", "!tuple", "!set", "!frozenset"), SequenceNode),

@@ -1,6 +1,8 @@
 """Config and Partial: changing one recipe changes no other, and mistakes are found where they are made."""
 
+import collections
 import copy
+import dataclasses
 import math
 import threading
 from pathlib import Path
@@ -12,6 +14,7 @@ from sample_tasks import Opaque, Optimizer, Precision, Schedule, Trainer, anythi
 import launcher
 from launcher.config import Config, Partial, build, check, check_task, checked_by, task_name, where
 from launcher.errors import ConfigError
+from launcher.lazy_fiddle import fiddle
 
 HERE = Path(__file__).name
 
@@ -277,3 +280,93 @@ def test_a_task_with_a_check_of_its_own_is_asked_before_it_runs() -> None:
     check_task(task, 2)
     with pytest.raises(ConfigError, match="7 steps on 3 ranks"):
         launcher.run(task, executor=launcher.LocalExecutor(ntasks_per_node=3))
+
+
+def by_place(a: int, b: int = 2, /, c: int = 3, *rest: int, d: int = 4, **more: int) -> Any:
+    return a, b, c, rest, d, more
+
+
+def test_what_is_given_by_position_is_checked_and_stays_in_its_place() -> None:
+    config: Any = Partial(by_place, 1, 2, 3, 4, 5, e=6)
+    assert build(config)() == (1, 2, 3, (4, 5), 4, {"e": 6})
+    del config.c  # its default, and nothing moves up
+    assert build(config)() == (1, 2, 3, (4, 5), 4, {"e": 6})
+    for wrong, said in (
+        (Partial(by_place, "x"), r"^\[0\] is 'x' \(str\), but by_place takes int"),
+        (Partial(by_place, 1, 2, 3, "x"), r"^\[3\] is 'x'"),
+        (Partial(by_place, 1, e="x"), r"^e is 'x'"),
+        (Partial(by_place), "^a is missing: by_place requires it, by position"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check(wrong)
+    with pytest.raises(ConfigError, match="'a' by position alone"):
+        config.a = 3
+    config[0] = Trainer(max_steps=7)
+    assert isinstance(config[0], Config)
+
+
+def test_a_deleted_value_is_its_default_again_and_no_other_recipes() -> None:
+    first: Any = Config(Trainer, max_steps=5)
+    first.modules.append("linear_proj")
+    del first.modules, first.max_steps, first.precision
+    assert first == Config(Trainer)
+    first.modules.append("linear_proj")
+    assert Config(Trainer).modules == ["linear_qkv"] == Trainer().modules
+    with pytest.raises(ConfigError, match="no parameter 'moduls'") as caught:
+        del first.moduls
+    assert caught.value.hint == "'modules'"
+
+
+def test_lists_in_tuples_and_dicts_of_other_kinds_are_not_shared_either() -> None:
+    def task(names: Any = ([],), counts: Any = collections.Counter()) -> Any:  # noqa: B006
+        return names, counts
+
+    first: Any = Partial(task)
+    first.names[0].append("a")
+    first.counts["a"] += 1
+    assert build(Partial(task))() == (([],), {})
+
+
+def test_fiddles_own_configurations_become_ours() -> None:
+    inner = fiddle.Partial(Schedule, warmup_steps=3)
+    config: Any = Partial(anything, [inner], value=fiddle.Config(Trainer))
+    assert config == Partial(anything, [Partial(Schedule, warmup_steps=3)], value=Config(Trainer))
+    with pytest.raises(ConfigError, match="no parameter 'max_stps'"):
+        config.value.max_stps = 3
+    assert build(config)()[0][0]() == Schedule(warmup_steps=3)
+    with pytest.raises(ConfigError, match="fiddle's own ArgFactory of Trainer has no equal here"):
+        config.value = fiddle.ArgFactory(Trainer)
+    with pytest.raises(ConfigError, match="fiddle's own Partial of Schedule is not a task"):
+        check_task(inner)
+    config[0].append(inner)  # behind our back
+    with pytest.raises(ConfigError, match=r"^\[0\]\[1\] is fiddle's own Partial"):
+        check(config)
+
+
+@dataclasses.dataclass
+class Scaled:
+    size: int
+    factor: dataclasses.InitVar[int] = 2
+
+    def __post_init__(self, factor: int) -> None:
+        self.size *= factor
+
+
+def test_an_instance_that_forgot_an_argument_is_refused() -> None:
+    with pytest.raises(ConfigError, match="this Scaled cannot be taken apart: it does not keep its argument 'factor'"):
+        Config(anything, Scaled(2, 5))
+    with pytest.raises(ConfigError, match="factor is 'x' "):
+        check(Config(Scaled, 1, factor="x"))  # type: ignore[arg-type]
+
+
+def test_what_contains_itself_and_what_has_no_signature_is_refused() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(ConfigError, match="this list contains itself"):
+        Config(anything, endless)
+    config: Any = Partial(anything, value=[])
+    config.value.append(config)
+    with pytest.raises(ConfigError, match="contains itself"):
+        build(config)
+    with pytest.raises(ConfigError, match="max does not say what arguments it takes"):
+        Config(max, 1, 2)

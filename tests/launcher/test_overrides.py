@@ -327,3 +327,21 @@ def test_nothing_heavy_is_imported() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout == "set() 5\n"
+
+
+def texts(kind: type[int] = int, /, **more: str) -> Any:
+    return kind, more
+
+
+def test_what_stars_take_is_read_as_they_declare() -> None:
+    config: Any = Partial(texts)
+    apply(config, ["steps=7"])
+    assert config.steps == "7"
+
+
+def test_a_class_itself_cannot_be_typed() -> None:
+    def task(kind: type[int] = int) -> Any:
+        return kind
+
+    with pytest.raises(OverrideError, match=r"kind takes type\[int\], not 'type'"):
+        apply(Partial(task), ["kind=type"])

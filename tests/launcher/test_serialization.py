@@ -130,12 +130,19 @@ def local_function() -> Any:
     return inner
 
 
+class Real(float):
+    """As numpy's are."""
+
+
 @pytest.mark.parametrize(
     ("value", "said", "hint"),
     [
         (Opaque(), "is a live object of sample_tasks.Opaque", "run.Config(Opaque, ...)"),
         (lambda: 1, "is a lambda", "def, at top level"),
         (local_function(), "is local to a function", "move it to the top level of its file"),
+        (functools.partial(train), "is a live object of functools.partial", "run.Partial(train, ...)"),
+        (Config(functools.partial(train)), "has no name to find it by", "train, with the arguments given here"),
+        (Real(1.5), "is a live object of", "float(...)"),
         (Opaque().__str__, "is a live object of builtins.method-wrapper", "run.Config(method-wrapper, ...)"),
     ],
 )
@@ -173,6 +180,11 @@ def test_a_value_that_contains_itself_is_refused() -> None:
         ('{"version": 99, "value": 1}', "of version 99"),
         ('{"version": 1, "value": {"$config": "nowhere:f", "args": {}}}', "No module named 'nowhere'"),
         ('{"version": 1, "value": {"$config": "sample_tasks:gone", "args": {}}}', "has no attribute 'gone'"),
+        ('{"version": 1, "value": {"$config": "sample_tasks:Trainer", "args": {"x": 1}}}', "no parameter 'x'"),
+        ('{"version": 1, "value": {"$config": {"file": "/nowhere.py", "name": "f"}, "args": {}}}', "No such file"),
+        ('{"version": 1, "value": {"$config": ":f", "args": {}}}', "Empty module name"),
+        ('{"version": 1, "value": {"$set": [[1]]}}', "unhashable"),
+        ('{"version": 1, "value": ' + "[" * 100_000, "not a configuration"),
     ],
 )
 def test_a_bad_document_is_refused(text: str, said: str) -> None:
@@ -289,8 +301,16 @@ def test_yaml_edited_by_hand(tmp_path: Path) -> None:
         ("configuration 1", "configuration 2", "of version 2; this launcher reads version 1", 1, None),
         ("!path", "!pth", "!pth cannot be read here", 7, None),
         ("!path /x", "!!python/object/apply:os.system [x]", "!!python/object/apply:os.system cannot be read", 7, None),
-        ("Precision.BF16", "Precision.BF61", "this cannot be read here: KeyError: 'BF61'", 8, None),
+        ("Precision.BF16", "Precision.BF61", "Precision has no member 'BF61'; it has BF16, FP32", 8, "'BF16'"),
         ("sample_tasks:Schedule", "sample_tasks:Gone", "AttributeError: module 'sample_tasks' has no", 18, None),
+        ("sample_tasks:Schedule", "sample_tasks:Shedule", "module 'sample_tasks' has no", 18, "'Schedule'"),
+        ("sample_tasks:Schedule", "[sample_tasks]", "a name is expected here: module:name", 18, None),
+        ("!enum sample_tasks:Precision", "!enum sample_tasks:Trainer", "Trainer is no enumeration", 8, None),
+        ("_partial_: true", "_partial_: perhaps", "_partial_ is 'perhaps', which is no bool", 3, None),
+        ("_partial_: true", "_args_: {trainer: 1}", "_args_ is {'trainer': 1}, which is no list", 3, None),
+        ("_partial_: true", "_args_: [1]", "'trainer' is given by _args_ already", 4, None),
+        ("extra: {}", "extra: !ref os:environ", "os:environ is neither a function nor a class", 12, None),
+        ("extra: {}", "extra: !dtype torch.nn", "this cannot be read here: ", 12, None),
         ("sample_tasks:Schedule", "nowhere:Schedule", "ModuleNotFoundError: No module named 'nowhere'", 18, None),
         ("sample_tasks:Schedule", "Schedule", "'Schedule' names nothing: it is module:name", 18, None),
         ("  - linear_qkv", "  - linear_qkv: [", "this is not YAML: expected ',' or ']'", 13, None),
@@ -337,3 +357,44 @@ def test_the_launch_scripts_own_functions_in_yaml(tmp_path: Path) -> None:
     )
     shown = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert f"kind: !enum {script.resolve()}:Kind.A" in shown.stdout
+
+
+def by_place(a: int, b: int = 2, /, c: int = 3, *rest: int, d: int = 4, **more: int) -> list[Any]:
+    return [a, b, c, rest, d, more]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Partial(by_place, 1),
+        Partial(by_place, 1, c=5, e=6),
+        Partial(by_place, 1, 2, 3, 4, 5, d=6, e=7),
+        Config(by_place, 1, 9),
+        Partial(by_place, c=5),  # whoever calls it gives a
+    ],
+)
+def test_what_is_given_by_position_keeps_its_place(task: Any) -> None:
+    assert loads(dumps(task)) == task == from_yaml(to_yaml(task))
+    here, there = build(task), Reader().read(encode(task))
+    if isinstance(task, Partial):
+        missing = () if 0 in task.__arguments__ else (8,)
+        here, there = here(*missing), there(*missing)
+    assert here == there
+    assert here[2] == task.c
+
+
+LOADED = """
+import sys
+from launcher.serialization import from_yaml, loads
+def fails(*args, **kwargs): sys.exit("loading called something")
+read = from_yaml("_target_: os:system\\ncommand: echo called")
+assert (read.command, str(read)) == ("echo called", "<Config[system(command='echo called')]>")
+read = from_yaml("_target_: __main__:fails\\n_args_: [1]\\nx: {_target_: __main__:fails}")
+read = loads('{"version": 1, "value": {"$config": "__main__:fails", "positional": [1], "args": {"x": 2}}}')
+"""
+
+
+def test_loading_calls_nothing(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(LOADED)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Optional, Protocol, TypedDict, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    NewType,
+    Optional,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Union,
+)
 
 import pytest
 from sample_tasks import Opaque, Optimizer, Precision, Schedule, Trainer, train
 
 from launcher.config import Config, Partial
-from launcher.typecheck import describe, hints, matches, suggest
+from launcher.typecheck import declared, describe, hints, matches, suggest
 
 if TYPE_CHECKING:
     from nowhere import Unknown
@@ -28,6 +43,19 @@ class Row(TypedDict):
     text: str
 
 
+class Sub(Schedule): ...
+
+
+class Point(NamedTuple):
+    x: int
+
+
+@dataclasses.dataclass
+class Fixed:
+    size: Final[int]
+    factor: dataclasses.InitVar[int]
+
+
 FITS: list[tuple[Any, Any]] = [
     (1, int), (1.5, float), (1, float), (True, bool), ("a", str), (None, None), (None, type(None)),
     (Path("a"), Path), ("cpu", Literal["cpu", 1]), (1, Literal["cpu", 1]),
@@ -38,7 +66,8 @@ FITS: list[tuple[Any, Any]] = [
     (Schedule(), Schedule), (Config(Schedule), Schedule), (Config(train), Schedule),
     (Partial(train), Callable[[], Any]),
     (Config(Schedule), Schedule | None), ([Config(Schedule)], list[Schedule]), (Config(Schedule), Any),
-    (Opaque(), Sized), (object(), Any), (3, T), (3, object), (3, Steps), (3, Annotated[int, "steps"]), ({}, Row),
+    (Opaque(), Sized), (object(), Any), (3, T), (3, object), (3, Steps), (3, Annotated[int, "steps"]), 
+    ({"text": "a"}, Row), (Sub, type[Schedule]), ("a", Sequence[str]),
 ]  # fmt: skip
 
 DOES_NOT_FIT: list[tuple[Any, Any]] = [
@@ -48,7 +77,8 @@ DOES_NOT_FIT: list[tuple[Any, Any]] = [
     ({"a": "b"}, dict[str, int]), ({1: 1}, dict[str, int]), ({"a"}, set[int]), (["a"], Sequence[int]),
     ("bf16", Precision), (3, Callable[..., int]), (3, type[int]), (3, Schedule), ("a", Steps), (3, Row),
     (Config(Trainer), Schedule), (Config(Schedule), int), (Partial(train), int), ([Config(Trainer)], list[Schedule]),
-    ("a", Annotated[int, "steps"]),
+    ("a", Annotated[int, "steps"]), ({}, Row), ({"text": 1}, Row), ({"text": "a", "more": 1}, Row),
+    (Trainer, type[Schedule]), ("abc", Sequence[int]),
 ]  # fmt: skip
 
 
@@ -78,6 +108,15 @@ def test_hints_leave_out_only_what_cannot_be_resolved() -> None:
     assert hints(Plain) == {"size": int}
     assert hints(Optimizer)["schedule"] is Schedule
     assert hints(dict) == {}
+    assert hints(Point) == {"x": int}
+    assert hints(Fixed) == {"size": int, "factor": int}
+    assert hints(functools.partial(half_known, 1))["known"] is int
+
+
+def test_the_type_of_what_has_no_name_of_its_own() -> None:
+    config: Any = Config(half_known, 1, 2, "a", more=1.0, rest=2.0)
+    keys: tuple[Any, ...] = ("known", "unknown", 2, "more", "rest")
+    assert [declared(config, key) for key in keys] == [int, None, str, float, float]
 
 
 @pytest.mark.parametrize(
