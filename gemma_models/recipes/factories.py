@@ -5,23 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Final
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
-from gemma_models.architectures import ARCHITECTURES, GemmaConfig
-from gemma_models.data import InstructionData, MockData
-from gemma_models.settings import CosineAnnealing, LoRA
-from launcher.config import Config
+from gemma_models.architectures import ARCHITECTURES
 
+if TYPE_CHECKING:
+    from launcher.config import Config
 
-def architecture(size: str) -> Config[GemmaConfig]:
-    """The numbers of one size of Gemma."""
-    return Config(GemmaConfig, **asdict(ARCHITECTURES[size]))
-
-
-FACTORIES: Final[dict[str, Callable[..., Config[Any]]]] = {
-    **{size: partial(architecture, size) for size in ARCHITECTURES},
-    "mock_data": partial(Config, MockData),
-    "instruction_data": partial(Config, InstructionData),
-    "lora": partial(Config, LoRA),
-    "cosine_annealing": partial(Config, CosineAnnealing),
+_CLASSES: Final = {
+    "mock_data": "gemma_models.data.MockData",
+    "instruction_data": "gemma_models.data.InstructionData",
+    "lora": "gemma_models.settings.LoRA",
+    "cosine_annealing": "gemma_models.settings.CosineAnnealing",
 }
+
+
+def names() -> dict[str, str]:
+    """Every name, and what it makes. Known without fiddle, so that a command line can list them at once."""
+    return {**_CLASSES, **{size: "gemma_models.architectures.GemmaConfig" for size in ARCHITECTURES}}
+
+
+def factories() -> dict[str, Callable[..., Config[Any]]]:
+    """What makes each, by name: a Config with the arguments that it is given."""
+    from launcher.config import Config
+
+    found: dict[str, Callable[..., Config[Any]]] = {}
+    for name, made in names().items():
+        module, _, kind = made.rpartition(".")
+        numbers = asdict(ARCHITECTURES[name]) if name in ARCHITECTURES else {}
+        found[name] = partial(Config, getattr(import_module(module), kind), **numbers)
+    return found

@@ -61,6 +61,7 @@ class EntrypointCommand(click.Command):
         return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from gemma_models.recipes.factories import names
         from launcher.cli.recipes import TRAINING, listed
         from launcher.cli.workspace import Workspace, load
         from launcher.errors import LaunchError
@@ -70,12 +71,15 @@ class EntrypointCommand(click.Command):
             workspace = load(ctx.meta["workspace"])
         except LaunchError as error:
             workspace, trouble = Workspace(), error
-        if name not in TRAINING:
+        values = {key: each.defined for key, each in workspace.values.items()}
+        if name in TRAINING:
+            values |= {key: made for key, made in names().items() if key not in values}
+        else:
             _write(formatter, "Arguments", _arguments(self.function))
         _write(formatter, "Recipes, for --factory", listed(name, workspace))
         own = {"local": "this machine"} | {key: found.defined for key, found in workspace.executors.items()}
         _write(formatter, "Executors, for --executor", own)
-        _write(formatter, "Values, as in data=NAME", {key: each.defined for key, each in workspace.values.items()})
+        _write(formatter, "Values, as in data=NAME", values)
         if trouble:
             formatter.write(f"\n{trouble}\n")
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from executors.base import Executor
 
 _EXECUTOR = "executor."
+_HERE = ("import_checkpoint", "export_checkpoint", "generate")
+"""These run in this process and without a question: they are short, and overwrite nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +51,15 @@ class Options:
 
 def launch(entrypoint: str, function: str, options: Options) -> None:
     """Build the task, show it, ask, and run it. Raises LaunchError and its family."""
+    from launcher.cli.recipes import values
+    from launcher.overrides import apply
+
     workspace = load(options.workspace)
     if workspace.file:
         click.echo(f"workspace {shown(workspace.file)}", err=True)
     own = tuple(text for text in options.overrides if text.startswith(_EXECUTOR))
     task, title, source = _task(entrypoint, function, options, workspace)
-    _apply(task, [text for text in options.overrides if text not in own], workspace)
+    apply(task, [text for text in options.overrides if text not in own], values(workspace))
     if options.to_yaml is not None:
         _write_yaml(task, options)
         return
@@ -65,10 +70,6 @@ def launch(entrypoint: str, function: str, options: Options) -> None:
         _run_here(task, source, options, ask=function not in _HERE)
     else:
         _run_there(task, source, _executor(task, own, options, workspace), options.name or title, options)
-
-
-_HERE = ("import_checkpoint", "export_checkpoint", "generate")
-"""These run in this process and without a question: they are short, and overwrite nothing."""
 
 
 def _task(entrypoint: str, function: str, options: Options, workspace: Workspace) -> tuple[Any, str, str]:
@@ -98,13 +99,6 @@ def _task(entrypoint: str, function: str, options: Options, workspace: Workspace
         f"{entrypoint} needs a recipe; there are {', '.join(known)}",
         hint=f"gemma-launch {entrypoint} --factory {example}",
     )
-
-
-def _apply(task: Any, overrides: list[str], workspace: Workspace) -> None:
-    from launcher.cli.recipes import values
-    from launcher.overrides import apply
-
-    apply(task, overrides, values(workspace))
 
 
 def _executor(task: Any, overrides: tuple[str, ...], options: Options, workspace: Workspace) -> Executor:

@@ -81,9 +81,9 @@ def build_executor(text: str, workspace: Workspace) -> Executor:
 
 def values(workspace: Workspace) -> dict[str, Any]:
     """What the value of an override can name: functions that return a Config."""
-    from gemma_models.recipes.factories import FACTORIES
+    from gemma_models.recipes.factories import factories
 
-    return {**FACTORIES, **{name: value.make for name, value in workspace.values.items()}}
+    return {**factories(), **{name: value.make for name, value in workspace.values.items()}}
 
 
 def _built_in(text: str, name: str, defined: str) -> Any:
