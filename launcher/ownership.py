@@ -58,9 +58,33 @@ def _from_instance(value: Any, memo: dict[int, Any]) -> Any:
                 where=caller(),
                 hint=f"run.Config({cls}, ...)",
             )
+    _require_same_again(value, taken)
     # Containers are copied: the instance stays the caller's own.
     fields = {name: owned(_copied(getattr(value, name)), memo) for name in taken}
     return Config(type(value), **fields)
+
+
+def _require_same_again(value: Any, taken: set[str]) -> None:
+    """Refuse an instance whose __post_init__ changes what it was given: made again, it would be changed again."""
+    if not hasattr(value, "__post_init__"):
+        return
+    fields = {name: getattr(value, name) for name in taken}
+    try:
+        again = type(value)(**fields)
+    except Exception:  # the class's own, whatever it may be; it comes when the task is built
+        return
+    for name, old in fields.items():
+        new = getattr(again, name)
+        if isinstance(old, _PLAIN) and isinstance(new, _PLAIN) and old != new and old == old:
+            raise ConfigError(
+                f"this {type(value).__name__} cannot be taken apart: made again from its fields, its {name} is "
+                f"{show(new)} and not {show(old)}",
+                where=caller(),
+                hint=f"run.Config({type(value).__name__}, ...)",
+            )
+
+
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def _from_fiddle(value: Any, memo: dict[int, Any]) -> Any:

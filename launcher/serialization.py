@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import inspect
 import json
 import math
 import os
@@ -175,6 +176,8 @@ def reference(target: Any, path: str = "", set_at: str | None = None) -> str | d
     subject = path or "the task"
     qualname = getattr(target, "__qualname__", None)
     module_name = getattr(target, "__module__", None)
+    if inspect.ismethod(target) and isinstance(target.__self__, type):  # a class method, also one that is inherited
+        qualname, module_name = f"{target.__self__.__qualname__}.{target.__name__}", target.__self__.__module__
     if not qualname or not module_name:
         raise SerializationError(
             f"{subject} is {target!r}, which has no name to find it by",

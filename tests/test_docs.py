@@ -17,6 +17,27 @@ SCRIPTS = {
     if "__main__" in script
 }
 LAST_WORDS = {
+    "configuration-1": "0.0001 ['embedding']\n100.0",
+    "configuration-2": """
+Trainer has no parameter 'max_stps'; it has max_steps, accelerator
+  set at: script.py:16
+  try: 'max_steps'
+trainer.max_steps is '500' (str), but Trainer takes int
+  set at: script.py:19
+  try: 500
+""",
+    "configuration-3": """
+valid.seq_length: 512 -> 2048
+lr: 0.0001 -> 0.0003
+""",
+    "configuration-4": "modules, peft\n  try: max_steps=5 8",
+    "configuration-5": "<Config[Model(num_layers=4, hidden_size=257)]> Model(num_layers=4, hidden_size=256)",
+    "configuration-6": "True lr: 0.0003 -> 0.0001\n['/data/my own.jsonl', [0.5, 0.5], 0.0003]",
+    "configuration-7": """
+schedule is a lambda, which cannot be found again by name
+  set at: script.py:7
+  try: def, at top level
+""",
     "experiments-1": "'report': <Status.SUCCEEDED: 'succeeded'>}",
     "experiments-2": "rank 1 of 2\nhi\n",
     "experiments-3": "rank_0.out| done\nscript {'script': <Status.SUCCEEDED: 'succeeded'>}",

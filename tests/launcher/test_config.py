@@ -359,6 +359,25 @@ def test_an_instance_that_forgot_an_argument_is_refused() -> None:
         check(Config(Scaled, 1, factor="x"))  # type: ignore[arg-type]
 
 
+@dataclasses.dataclass
+class Doubled:
+    lr: float = 1.0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.lr *= 2
+        self.name = self.name or "doubled"
+
+
+def test_an_instance_that_would_change_again_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="made again from its fields, its lr is 4.0 and not 2.0"
+    ):
+        Config(anything, Doubled())
+    assert build(Config(anything, Doubled(0.0))) == [Doubled(0.0)]
+    assert build(Config(Doubled)).lr == 2.0
+
+
 def test_what_contains_itself_and_what_has_no_signature_is_refused() -> None:
     endless: list[Any] = []
     endless.append(endless)

@@ -398,3 +398,23 @@ def test_loading_calls_nothing(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(LOADED)
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+class Loader:
+    @classmethod
+    def load(cls, path: str = "p") -> str:
+        return f"{cls.__name__} {path}"
+
+    @staticmethod
+    def plain() -> str:
+        return "plain"
+
+
+class SubLoader(Loader): ...
+
+
+@pytest.mark.parametrize("target", [Loader.load, SubLoader.load, SubLoader.plain])
+def test_methods_of_classes_travel_by_name(target: Any) -> None:
+    task: Any = Config(target)
+    assert loads(dumps(task)) == task == from_yaml(to_yaml(task))
+    assert Reader().read(encode(task)) == target()
