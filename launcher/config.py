@@ -10,7 +10,7 @@ import copy
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from launcher import typecheck
@@ -90,9 +90,7 @@ class Call(fiddle.Buildable[T], Generic[T]):  # type: ignore[misc]  # fiddle has
         except TypeError as error:
             said = error.__cause__ or error
             raise ConfigError(f"{name_of(target)} does not take these arguments: {said}", where=caller()) from None
-        for name, default in own_defaults(target, taken):
-            if name not in fiddle.ordered_arguments(self):
-                super().__setattr__(name, default)
+        self._set_defaults(self.__arguments__.keys())
 
     def __setattr__(self, name: str, value: Any) -> None:
         _require_name(self, name)
@@ -107,10 +105,15 @@ class Call(fiddle.Buildable[T], Generic[T]):  # type: ignore[misc]  # fiddle has
             getattr(self, name)  # it has a default, and nothing is to be done, or this raises
             return
         super().__delattr__(name)
+        self._set_defaults(parameters(self).keys() - {name} | self.__arguments__.keys())
+
+    def _set_defaults(self, but: Container[int | str]) -> None:
         target = fiddle.get_callable(self)
-        for own, default in own_defaults(target, signature(target)):
-            if own == name:
-                super().__setattr__(name, default)
+        for key, default in list(own_defaults(target, signature(target), but)):
+            if isinstance(key, int):
+                super().__setitem__(key, default)
+            else:
+                super().__setattr__(key, default)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -163,6 +166,13 @@ class Call(fiddle.Buildable[T], Generic[T]):  # type: ignore[misc]  # fiddle has
         if visit is not None:
             for path, config in list(walk(self)):
                 visit(path, config)
+        for name, function in functions.items():
+            if not callable(function):
+                raise ConfigError(
+                    f"walk takes a function for {name}, not {show_typed(function)}",
+                    where=caller(),
+                    hint=f"broadcast({name}={show(function)})",
+                )
         return self._set_everywhere(functions, lambda function, config: function(config))
 
     @_gives_way

@@ -58,6 +58,8 @@ def apply(
 
     Raises OverrideError naming the override as it was typed, with the nearest names and the type that was wanted.
     """
+    if isinstance(overrides, str):
+        raise OverrideError(f"{show(overrides)} is one text, and overrides are a list", hint=show([overrides]))
     undo = _Undo()
     try:
         for text in overrides:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from launcher.errors import ConfigError
@@ -116,20 +116,33 @@ def _copied(value: Any) -> Any:
     return copy.copy(value) if isinstance(value, list | dict | set) else value
 
 
-def own_defaults(target: Any, parameters: Mapping[str, inspect.Parameter]) -> Iterator[tuple[str, Any]]:
-    """The defaults that could be changed in place: each recipe gets its own, as Configs where they are dataclasses."""
+def own_defaults(
+    target: Any, parameters: Mapping[str, inspect.Parameter], given: Container[int | str]
+) -> Iterator[tuple[int | str, Any]]:
+    """The defaults that could be changed in place, but for what is given: each recipe gets its own, as Configs where
+    they are dataclasses. Raises ConfigError, naming the argument, for one that cannot be taken apart."""
     factories: dict[str, Any] = {}
     if dataclasses.is_dataclass(target):
         factories = {field.name: field.default_factory for field in dataclasses.fields(target)}
-    for name, parameter in parameters.items():
+    for index, (name, parameter) in enumerate(parameters.items()):
+        key = index if parameter.kind is parameter.POSITIONAL_ONLY else name
+        if key in given:
+            continue
         default = parameter.default
         if factories.get(name, dataclasses.MISSING) is not dataclasses.MISSING:
             default = factories[name]()
         elif default is parameter.empty:
             continue
-        own = owned(_copied(default), {})
+        try:
+            own = owned(_copied(default), {})
+        except ConfigError as error:
+            raise ConfigError(
+                f"{name_of(target)} has a default that must be given, {name}: {error.message}",
+                where=caller(),
+                hint=f"{name}={error.hint}" if error.hint else None,
+            ) from None
         if isinstance(own, fiddle.Buildable | list | dict | set) or own is not default:
-            yield name, own
+            yield key, own
 
 
 def signature(target: Any) -> Mapping[str, inspect.Parameter]:

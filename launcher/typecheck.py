@@ -42,16 +42,14 @@ def declared(config: Any, key: int | str) -> Any:
     """The declared type of an argument of a configuration, also of one that `*args` or `**kwargs` takes; None where it
     is not known."""
     taken = list(config.__signature_info__.parameters.values())
+    known = hints(fiddle.get_callable(config))
+    stars = {item.kind: item.name for item in taken if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
     if isinstance(key, int):
         named = next((item for item in taken[: key + 1] if item.kind is item.VAR_POSITIONAL), None)
-        name = named.name if named is not None else taken[key].name
-    else:
-        own = [item.name for item in taken if item.name == key and item.kind not in _VARIADIC]
-        name = next(iter(own or [item.name for item in taken if item.kind is item.VAR_KEYWORD]), key)
-    return hints(fiddle.get_callable(config)).get(name)
-
-
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        return known.get(named.name if named is not None else taken[key].name)
+    if key not in stars.values() and (key in known or any(item.name == key for item in taken)):
+        return known.get(key)
+    return known.get(stars.get(inspect.Parameter.VAR_KEYWORD, key))
 
 
 def _resolve(annotations: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:

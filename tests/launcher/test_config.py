@@ -232,6 +232,12 @@ def test_walk_visits_every_configuration_once_and_sets_by_function() -> None:
         config.walk(max_stps=lambda _: 1)
 
 
+def test_walk_wants_functions() -> None:
+    with pytest.raises(ConfigError, match=r"walk takes a function for lr, not 3 \(int\)") as caught:
+        recipe().walk(lr=3)
+    assert caught.value.hint == "broadcast(lr=3)"
+
+
 def test_diff_gives_a_row_a_value() -> None:
     first: Any = recipe()
     second = first.clone()
@@ -304,6 +310,13 @@ def test_what_is_given_by_position_is_checked_and_stays_in_its_place() -> None:
     config[0] = Trainer(max_steps=7)
     assert isinstance(config[0], Config)
 
+    def lists(names: list[str] = [], /) -> list[str]:  # noqa: B006
+        return names
+
+    changed: Any = Config(lists)
+    changed[0].append("a")
+    assert (build(changed), build(Config(lists))) == (["a"], [])
+
 
 def test_a_deleted_value_is_its_default_again_and_no_other_recipes() -> None:
     first: Any = Config(Trainer, max_steps=5)
@@ -356,7 +369,15 @@ def test_an_instance_that_forgot_an_argument_is_refused() -> None:
     with pytest.raises(ConfigError, match="this Scaled cannot be taken apart: it does not keep its argument 'factor'"):
         Config(anything, Scaled(2, 5))
     with pytest.raises(ConfigError, match="factor is 'x' "):
-        check(Config(Scaled, 1, factor="x"))  # type: ignore[arg-type]
+        check(Config(Scaled, 1, factor="x"))
+
+    def task(scaled: Scaled = Scaled(2)) -> Scaled:  # noqa: B008
+        return scaled
+
+    with pytest.raises(ConfigError, match="task has a default that must be given, scaled: this Scaled") as caught:
+        Config(task)
+    assert caught.value.hint == "scaled=run.Config(Scaled, ...)"
+    assert build(Config(task, scaled=Config(Scaled, 2, 5))).size == 10
 
 
 @dataclasses.dataclass
@@ -370,9 +391,7 @@ class Doubled:
 
 
 def test_an_instance_that_would_change_again_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match="made again from its fields, its lr is 4.0 and not 2.0"
-    ):
+    with pytest.raises(ConfigError, match=r"made again from its fields, its lr is 4.0 and not 2.0\n"):
         Config(anything, Doubled())
     assert build(Config(anything, Doubled(0.0))) == [Doubled(0.0)]
     assert build(Config(Doubled)).lr == 2.0

@@ -339,6 +339,12 @@ def test_what_stars_take_is_read_as_they_declare() -> None:
     assert config.steps == "7"
 
 
+def test_one_text_is_no_list() -> None:
+    with pytest.raises(OverrideError, match="is one text, and overrides are a list") as caught:
+        apply(Partial(texts), "steps=7")
+    assert caught.value.hint == "['steps=7']"
+
+
 def test_a_class_itself_cannot_be_typed() -> None:
     def task(kind: type[int] = int) -> Any:
         return kind

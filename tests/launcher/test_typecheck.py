@@ -46,6 +46,16 @@ class Row(TypedDict):
 class Sub(Schedule): ...
 
 
+class Maker(type):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+class Made(metaclass=Maker):
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
 class Point(NamedTuple):
     x: int
 
@@ -117,6 +127,7 @@ def test_the_type_of_what_has_no_name_of_its_own() -> None:
     config: Any = Config(half_known, 1, 2, "a", more=1.0, rest=2.0)
     keys: tuple[Any, ...] = ("known", "unknown", 2, "more", "rest")
     assert [declared(config, key) for key in keys] == [int, None, str, float, float]
+    assert declared(Config(Made, size=1), "size") is int
 
 
 @pytest.mark.parametrize(
