@@ -13,8 +13,8 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from launcher.config import Call, Config, Partial
 from launcher.errors import ConfigError
-from launcher.lazy_fiddle import fiddle, history
-from launcher.places import place
+from launcher.lazy_fiddle import history
+from launcher.places import caller, place
 from launcher.tree import name_of, show_typed
 
 P = ParamSpec("P")
@@ -58,6 +58,8 @@ def autoconvert(function: Any = None, /, *, partial: bool = False) -> Any:
 
 
 def _autoconvert(function: Callable[..., Any], *, partial: bool) -> Callable[..., Any]:
+    if not inspect.isfunction(function):
+        raise ConfigError(f"autoconvert takes a function, not {show_typed(function)}", where=caller())
     where = place(function.__code__.co_filename, function.__code__.co_firstlineno)
 
     @functools.cache
@@ -66,6 +68,10 @@ def _autoconvert(function: Callable[..., Any], *, partial: bool) -> Callable[...
 
     @functools.wraps(function)
     def configured(*args: Any, **kwargs: Any) -> Any:
+        try:
+            inspect.signature(function).bind(*args, **kwargs)
+        except TypeError as error:
+            raise ConfigError(f"{name_of(function)} does not take these arguments: {error}", where=caller()) from None
         try:
             made = converted()(*args, **kwargs)
         except ValueError as error:
@@ -78,7 +84,7 @@ def _autoconvert(function: Callable[..., Any], *, partial: bool) -> Callable[...
                 where=where,
                 hint="return what a class or function makes, SomeClass(...)",
             )
-        return fiddle.cast(Partial, made) if partial else made
+        return Partial.__unflatten__(*made.__flatten__()) if partial else made
 
     setattr(configured, MADE, Partial if partial else Config)
     return configured

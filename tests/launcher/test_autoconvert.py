@@ -139,3 +139,17 @@ def test_what_cannot_be_converted_is_one_clear_error() -> None:
     exec("def typed(): return dict()", typed)  # noqa: S102
     with pytest.raises(ConfigError, match="typed cannot be converted"):
         run.autoconvert(typed["typed"])()
+
+
+def test_a_partial_is_given_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    assert type(task()) is Partial
+    assert where(task(), "__fn_or_cls__") is not None
+    assert caplog.text == ""
+
+
+def test_wrong_arguments_and_what_is_no_function_are_refused_with_the_line() -> None:
+    with pytest.raises(ConfigError, match=r"small_trainer does not take these arguments: .*'max_step'") as caught:
+        small_trainer(max_step=3)  # type: ignore[call-arg]
+    assert HERE in (caught.value.where or "")
+    with pytest.raises(ConfigError, match=r"autoconvert takes a function, not .*Trainer"):
+        run.autoconvert(Trainer)
