@@ -196,6 +196,12 @@ def reference(target: Any, path: str = "", set_at: str | None = None) -> str | d
             where=set_at,
             hint="move it to the top level of its file",
         )
+    if inspect.ismethod(target) and not isinstance(target.__self__, type):
+        raise SerializationError(
+            f"{subject} is {qualname} of a live object, which cannot be found again by name",
+            where=set_at,
+            hint=f"a function that is given a run.Config({type(target.__self__).__qualname__}, ...)",
+        )
     module = sys.modules.get(module_name)
     found: Any = module
     for part in qualname.split("."):
@@ -204,7 +210,7 @@ def reference(target: Any, path: str = "", set_at: str | None = None) -> str | d
         raise SerializationError(
             f"{subject} is {target!r}, but {module_name}.{qualname} is something else",
             where=set_at,
-            hint=qualname if typing.get_origin(target) is found else None,
+            hint=qualname if found is not None and typing.get_origin(target) is found else None,
         )
     if module_name not in ("__main__", SCRIPT_MODULE):
         return f"{module_name}:{qualname}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -29,8 +30,9 @@ from yaml.representer import SafeRepresenter
 from launcher.config import Config, Partial
 from launcher.errors import ConfigError, LaunchError, SerializationError, nearest
 from launcher.lazy_fiddle import history
+from launcher.ownership import signature
 from launcher.places import place
-from launcher.tree import parameters, show
+from launcher.tree import show
 from launcher.worker import Reader
 
 VERSION: Final = 1
@@ -216,13 +218,17 @@ class _NodeReader:
         target = self._target(target_node)
         partial = self._word(given, "_partial_", bool, False)
         args = self._word(given, "_args_", list, [])
-        config = self._at(target_node, functools.partial(Partial if partial else Config, target, *args))
-        by_args = list(parameters(config).values())[: len(args)]
-        for name, (key, item) in given.items():
-            if any(taken.name == name and taken.kind is taken.POSITIONAL_OR_KEYWORD for taken in by_args):
-                self._fail(key, f"{name!r} is given by _args_ already")
-            value = self.read(item)
-            self._at(key, functools.partial(setattr, config, name, value))
+        taken = self._at(target_node, lambda: list(signature(target).values())) if callable(target) else []
+        for parameter in taken[: len(args)]:
+            if parameter.name in given and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                self._fail(given[parameter.name][0], f"{parameter.name!r} is given by _args_ already")
+        values = {name: self.read(item) for name, (_, item) in given.items()}
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        # At once, so that no default is made in vain; then each again, for the line that it stands in.
+        known = {item.name: values[item.name] for item in taken if item.kind in named and item.name in values}
+        config = self._at(target_node, functools.partial(Partial if partial else Config, target, *args, **known))
+        for name, (key, _) in given.items():
+            self._at(key, functools.partial(setattr, config, name, values[name]))
         return config
 
     def _word(self, given: dict[str, tuple[Node, Node]], word: str, kind: type, default: Any) -> Any:

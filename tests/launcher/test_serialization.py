@@ -1,5 +1,6 @@
 """Our JSON is exact: what is read back equals what was saved, with the same things shared."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -142,6 +143,7 @@ class Real(float):
         (local_function(), "is local to a function", "move it to the top level of its file"),
         (functools.partial(train), "is a live object of functools.partial", "run.Partial(train, ...)"),
         (Config(functools.partial(train)), "has no name to find it by", "train, with the arguments given here"),
+        (Path("a").exists, "is Path.exists of a live object", "a function that is given a run.Config(PosixPath, ...)"),
         (Real(1.5), "is a live object of", "float(...)"),
         (Opaque().__str__, "is a live object of builtins.method-wrapper", "run.Config(method-wrapper, ...)"),
     ],
@@ -418,3 +420,25 @@ def test_methods_of_classes_travel_by_name(target: Any) -> None:
     task: Any = Config(target)
     assert loads(dumps(task)) == task == from_yaml(to_yaml(task))
     assert Reader().read(encode(task)) == target()
+
+
+@dataclasses.dataclass
+class Scaled:
+    size: int
+    factor: dataclasses.InitVar[int] = 2
+
+    def __post_init__(self, factor: int) -> None:
+        self.size *= factor
+
+
+def scale(scaled: Scaled = Scaled(2), times: int = 1) -> int:  # noqa: B008
+    return scaled.size * times
+
+
+def test_a_default_that_cannot_be_made_is_not_needed_where_the_file_gives_another() -> None:
+    task: Any = Config(scale, scaled=Config(Scaled, 2, 5))
+    read = from_yaml(to_yaml(task), "scale.yaml")
+    assert loads(dumps(task)) == task == read
+    assert (where(read, "times"), build(read)) == ("scale.yaml:7", 10)
+    with pytest.raises(ConfigError, match="has a default that must be given, scaled"):
+        from_yaml(f"_target_: {__name__}:scale")
