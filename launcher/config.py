@@ -141,6 +141,8 @@ class Call(fiddle.Buildable[T], Generic[T]):  # type: ignore[misc]  # fiddle has
             raise ConfigError(
                 f"a live object in this configuration cannot be copied: {error}", where=caller()
             ) from error
+        except RecursionError:
+            raise ConfigError("this configuration is nested too deep to be copied", where=caller()) from None
         for name, value in changes.items():
             setattr(copied, name, value)
         return copied

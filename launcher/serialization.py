@@ -8,6 +8,7 @@ spelling of the same.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import inspect
@@ -16,6 +17,7 @@ import math
 import os
 import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,15 @@ from launcher.worker import SCRIPT_MODULE, Reader
 VERSION = 1
 
 
+@contextlib.contextmanager
+def _not_too_deep() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise SerializationError("this configuration is nested too deep to be saved") from None
+
+
+@_not_too_deep()
 def dumps(value: Any) -> str:
     """The exact JSON document of a configuration. Raises SerializationError as `encode` does."""
     return json.dumps({"version": VERSION, "value": encode(value)}, indent=1)
@@ -58,6 +69,7 @@ class _ConfigReader(Reader):
         return (Partial if partial else Config)(target, *args, **kwargs)
 
 
+@_not_too_deep()
 def encode(value: Any) -> Any:
     """A configuration as JSON values.
 
@@ -225,6 +237,7 @@ def reference(target: Any, path: str = "", set_at: str | None = None) -> str | d
     return {"file": str(Path(file).resolve()), "name": qualname}
 
 
+@_not_too_deep()
 def to_yaml(value: Any) -> str:
     """The YAML document of a configuration, for a person to read and change (see `launcher.yaml_format`).
 

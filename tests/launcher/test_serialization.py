@@ -422,6 +422,15 @@ def test_methods_of_classes_travel_by_name(target: Any) -> None:
     assert Reader().read(encode(task)) == target()
 
 
+@pytest.mark.parametrize("save", [dumps, encode, to_yaml, Config.clone])
+def test_what_is_nested_too_deep_is_one_clear_error(save: Any) -> None:
+    config: Any = Config(anything)
+    for _ in range(sys.getrecursionlimit()):
+        config = Config(anything, config)
+    with pytest.raises(LaunchError, match="nested too deep to be"):
+        save(config)
+
+
 @dataclasses.dataclass
 class Scaled:
     size: int
