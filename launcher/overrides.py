@@ -12,6 +12,7 @@ a.b/=value          divide a number, go down from a folder; an int stays an int,
 from __future__ import annotations
 
 import difflib
+import enum
 import math
 import re
 import typing
@@ -324,7 +325,9 @@ def _get(container: Any, key: Any) -> Any:
 
 
 def _join(path: str, container: Any, key: Any) -> str:
-    return f"{path}[{key!r}]" if isinstance(container, dict) else join(path, key)
+    if isinstance(container, dict):
+        return f"{path}[{key.name if isinstance(key, enum.Enum) else repr(key)}]"
+    return join(path, key)
 
 
 def _hint(container: Any, key: Any, hint: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import enum
 import functools
 import inspect
 import sys
@@ -149,7 +150,10 @@ def suggest(value: Any, hint: Any) -> str | None:
         if option is Path and isinstance(value, str):
             return f"Path({value!r})"
         if typing.get_origin(option) is Literal:
-            return " or ".join(repr(arg) for arg in typing.get_args(option))
+            return " or ".join(
+                f"{type(arg).__name__}.{arg.name}" if isinstance(arg, enum.Enum) else repr(arg)
+                for arg in typing.get_args(option)
+            )
         if option in (int, float) and isinstance(value, str):
             try:
                 return repr(option(value))

@@ -339,6 +339,15 @@ def test_what_stars_take_is_read_as_they_declare() -> None:
     assert config.steps == "7"
 
 
+def test_a_member_as_a_key_is_named_as_it_is_typed() -> None:
+    def task(sizes: dict[Precision, dict[str, int]] = {}) -> Any:  # noqa: B006
+        return sizes
+
+    with pytest.raises(OverrideError, match="is not set") as caught:
+        apply(Partial(task), ["sizes[BF16].a=1"])
+    assert caught.value.hint == "sizes[BF16]=..., first"
+
+
 def test_one_text_is_no_list() -> None:
     with pytest.raises(OverrideError, match="is one text, and overrides are a list") as caught:
         apply(Partial(texts), "steps=7")

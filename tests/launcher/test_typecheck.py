@@ -156,6 +156,7 @@ def test_types_read_as_people_write_them(hint: Any, text: str) -> None:
         (500.0, int | None, "500"),
         (500.5, int, None),
         ("tpu", Literal["cpu", "gpu"], "'cpu' or 'gpu'"),
+        ("tpu", Literal[Precision.BF16, "x"], "Precision.BF16 or 'x'"),
         ([1, 2], tuple[int, int], "(1, 2)"),
         ("a", list[str], "['a']"),
         (("a",), list[str], "['a']"),
