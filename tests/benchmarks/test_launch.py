@@ -21,6 +21,7 @@ def test_every_row_is_there(tmp_path: Path) -> None:
         "import of Partial, LocalExecutor, Experiment",
         "a Partial in this process",
         "the same through LocalExecutor",
+        "from a task's last file to its end seen",
         "3 tasks in one Experiment",
         "3 tasks in one Experiment: CPU",
         "3 tasks in one Experiment: peak memory (PSS)",

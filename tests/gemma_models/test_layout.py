@@ -97,5 +97,7 @@ def test_a_recipe_is_checked_before_it_is_queued(tmp_path: Path) -> None:
         launcher.run(recipe, executor=launcher.LocalExecutor(ntasks_per_node=2))
     lines = Path(__file__).read_text().splitlines()
     number = next(n for n, line in enumerate(lines, 1) if line.endswith("# the line that the error names"))
-    assert (raised.value.where or "").endswith(f"test_layout.py:{number}")
+    recipe_line, executor_line = (raised.value.where or "").split(" and ")
+    assert recipe_line.endswith(f"test_layout.py:{number}")
+    assert executor_line.endswith(f"test_layout.py:{number + 2} (the executor)")
     assert list(tmp_path.rglob("task.json")) == []
