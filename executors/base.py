@@ -266,6 +266,13 @@ class Executor(Strict, ABC):
                     f"{name}.env_vars[{key!r}] is of type {type(value).__name__}; a variable's value is a str "
                     "without NUL characters"
                 )
+            try:
+                os.fsencode(key + value)
+            except UnicodeEncodeError as error:
+                at = "in its name" if error.start < len(key) else f"{error.start - len(key)} characters into its value"
+                raise ExecutorError(
+                    f"{name}.env_vars[{key!r}] holds what no environment can, {at}: {error.reason}"
+                ) from None
 
     def environment(self, task: Task) -> tuple[dict[str, str], dict[str, str]]:
         """A task's variables: those that may be shown, and secrets. A Script's own win over the executor's."""

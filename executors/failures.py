@@ -7,6 +7,7 @@ not: its exit status speaks for it. The earliest of them is the cause; the rest 
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from executors.base import Failure
 from launcher.worker import JobFiles
 
 TAIL_LINES = 20
+TAIL_BYTES = 2**18  # what is read of a log, which may be larger than the memory
 # torchrun's summary of the rank that failed first: "  rank      : 1 (local_rank: 1)" ... "  exitcode  : -11 (pid: 7)".
 TORCHRUN_ROOT_CAUSE = re.compile(r"Root Cause.*?\n.*?rank\s*: (\d+) .*?exitcode\s*: (-?\d+) ", re.DOTALL)
 
@@ -41,12 +43,19 @@ def describe_exit(status: int) -> str:
     return f"killed by {name}" + (" (by kill -9, or for want of memory)" if -status == signal.SIGKILL else "")
 
 
-def tail(path: Path) -> str:
-    """The end of a log: from the interpreter's last words if it crashed, else the last lines."""
+def _end_of(path: Path) -> str:
+    """The last TAIL_BYTES of a file; "" if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            return file.read(TAIL_BYTES).decode("utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def tail(path: Path) -> str:
+    """The end of a log: from the interpreter's last words if it crashed, else the last lines."""
+    text = _end_of(path)
     crash = text.rfind("Fatal Python error")
     return text[crash:] if crash >= 0 else "\n".join(text.splitlines()[-TAIL_LINES:])
 
@@ -75,8 +84,7 @@ def first_failure(files: JobFiles, exits: Sequence[Exit]) -> Failure | None:
 
 
 def _torchrun_failure(files: JobFiles, end: Exit) -> Failure:
-    log = files.launch_log.read_text(encoding="utf-8", errors="replace")
-    if cause := TORCHRUN_ROOT_CAUSE.search(log):
+    if cause := TORCHRUN_ROOT_CAUSE.search(_end_of(files.launch_log)):
         rank, status = int(cause[1]), int(cause[2])
         return Failure(rank=rank, cause=describe_exit(status), traceback=tail(files.stderr(rank)))
     return Failure(rank=None, cause=f"torchrun {describe_exit(end.status)}", traceback=tail(files.launch_log))

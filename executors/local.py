@@ -130,7 +130,7 @@ class LocalExecutor(Executor):
         for plan in plans:
             files = JobFiles(plan.folder)
             for name, text in plan.files.items():
-                (plan.folder / name).write_text(text, encoding="utf-8")
+                (plan.folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
             if plan.secrets:
                 write_private(files.secrets, json.dumps(plan.secrets))
             if plan.package is not None and plan.copy is not None and not plan.copy.exists():

@@ -7,6 +7,7 @@ that is killed takes its ranks with it (worker.follow).
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -79,26 +80,30 @@ class Processes(Handle):
         """Start every process, or none: what keeps one from starting is the plan's failure."""
         self._lease = lease
         self.started = True
+        started: queue.SimpleQueue[tuple[subprocess.Popen[bytes], int | None] | None] = queue.SimpleQueue()
         try:
+            for _ in self.plan.processes:  # the threads first: without them, nobody would see a process end
+                threading.Thread(target=self._watch, args=(started,), daemon=True).start()
             self._start()
         except BaseException as error:
             self.signal(signal.SIGKILL)
             for process in self._processes:
                 process.wait()
-            self._end()
-            if not isinstance(error, OSError):
-                raise
+            for _ in self.plan.processes:
+                started.put(None)
             self._refusal = Failure(rank=None, cause=f"it could not be started: {error}")
+            self._end()
+            if not isinstance(error, OSError | RuntimeError):  # the latter: there may be no more threads
+                raise
             return
         for process, planned in zip(self._processes, self.plan.processes, strict=True):
-            rank = int(planned.env["RANK"]) if "RANK" in planned.env else None
-            threading.Thread(target=self._watch, args=(process, rank), daemon=True).start()
+            started.put((process, int(planned.env["RANK"]) if "RANK" in planned.env else None))
 
     def _start(self) -> None:
         port = str(free_port())
         launched = {worker.PARENT: str(os.getpid()), worker.JOB_DIR: str(self.plan.folder)}
         # torchrun's agents read the port in a variable of their own; their ranks get another from them.
-        env = {**os.environ, "MASTER_PORT": port, "PET_MASTER_PORT": port, **launched, **self.plan.env}
+        env = {**os.environ, "MASTER_PORT": port, "PET_MASTER_PORT": port, **self.plan.env, **launched}
         with open(self._files.launch_log, "ab") as log:
             for process in self.plan.processes:
                 self._processes.append(
@@ -120,7 +125,10 @@ class Processes(Handle):
         first = node * share % len(self._lease.gpus)
         return {VISIBLE: ",".join(self._lease.gpus[first : first + share])}
 
-    def _watch(self, process: subprocess.Popen[bytes], rank: int | None) -> None:
+    def _watch(self, started: queue.SimpleQueue[tuple[subprocess.Popen[bytes], int | None] | None]) -> None:
+        if (found := started.get()) is None:
+            return
+        process, rank = found
         if sys.platform == "linux":
             # Seen but not yet reaped, its number cannot be another's: what it left in its group is ended safely.
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)

@@ -10,6 +10,7 @@ import contextlib
 import queue
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,12 @@ class Conductor:
             if not unit.jobs:
                 self._units.append(unit)
             unit.jobs.append(job)
+        self._needing: dict[str, list[_Unit]] = {}
+        for unit in self._units:
+            for name in {name for job in unit.jobs for name in job.record.needs}:
+                self._needing.setdefault(name, []).append(unit)
+        self._ended_badly: deque[Job] = deque()
+        """Those of which nobody has told the tasks that need them."""
 
     def run(self) -> None:
         """Run them all.
@@ -91,7 +98,7 @@ class Conductor:
                         self._stop(self._units, now=handled > 1)
                     self._start_what_can()
                     self._sleep()
-                    self._poll()
+                    self._poll(self._units)
                     self._heed_requests()
             except BaseException as error:
                 self._abandon(error)
@@ -99,7 +106,7 @@ class Conductor:
             finally:
                 for job in self._jobs:
                     job.executor.clean(job.plan)
-        if handled:
+        if self._signals:  # the last of them may have come when everything had ended
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
@@ -136,23 +143,23 @@ class Conductor:
                 self._wake.get_nowait()
 
     def _start_what_can(self) -> None:
-        states = {job.record.name: job.status for job in self._jobs}
-        changed = True
-        while changed:  # skipping one may skip another that stands before it
-            changed = False
-            for unit in self._units:
-                if not unit.waiting or (self._sequential and any(other.running for other in self._units)):
-                    continue
-                needs = [name for job in unit.jobs for name in job.record.needs]
-                ended = [name for name in needs if states[name].final and states[name] is not Status.SUCCEEDED]
-                if ended:
-                    cause = f"it needs task {ended[0]!r}, which is {states[ended[0]].value}"
+        while self._ended_badly:
+            needed = self._ended_badly.popleft()
+            for unit in self._needing.get(needed.record.name, ()):
+                if unit.waiting:
                     for job in unit.jobs:
+                        cause = f"it needs task {needed.record.name!r}, which is {needed.status.value}"
                         self._write(job, "skipped", cause=cause)
-                        states[job.record.name] = job.status
-                    changed = True
-                elif all(states[name] is Status.SUCCEEDED for name in needs):
-                    self._submit(unit)
+        states = {job.record.name: job.status for job in self._jobs}
+        busy = any(unit.running for unit in self._units)
+        for unit in self._units:
+            if self._sequential and busy:
+                break
+            needs = (name for job in unit.jobs for name in job.record.needs)
+            if unit.waiting and all(states[name] is Status.SUCCEEDED for name in needs):
+                self._submit(unit)
+                self._poll([unit])
+                busy = unit.running
 
     def _submit(self, unit: _Unit) -> None:
         for executor, jobs in _by_executor(unit.jobs):
@@ -165,11 +172,10 @@ class Conductor:
             else:
                 for job, handle in zip(jobs, handles, strict=True):
                     job.handle = handle
-        self._poll()
 
-    def _poll(self) -> None:
+    def _poll(self, units: Sequence[_Unit]) -> None:
         """Write down what has changed."""
-        for executor, jobs in _by_executor([job for job in self._jobs if job.handle is not None]):
+        for executor, jobs in _by_executor([job for unit in units for job in unit.jobs if job.handle is not None]):
             states = executor.poll([job.handle for job in jobs if job.handle is not None])
             for job, state in zip(jobs, states, strict=True):
                 if job.status is Status.QUEUED and state.status not in (Status.QUEUED, Status.CANCELLED):
@@ -177,8 +183,9 @@ class Conductor:
                     self._monitor.begin(job.record, tail=job.record.tail_logs)
                 if state.status.final:
                     job.end, job.handle = state, None
-        for unit in self._units:
-            self._settle(unit)
+        for unit in units:
+            if any(job.end is not None and not job.status.final for job in unit.jobs):
+                self._settle(unit)
 
     def _settle(self, unit: _Unit) -> None:
         """Decide what follows from the ends in a unit."""
@@ -219,7 +226,8 @@ class Conductor:
 
     def _heed_requests(self) -> None:
         """End the tasks that somebody has asked to end, from wherever."""
-        asked = [unit for unit in self._units if any(job.record.files.cancel.exists() for job in unit.jobs)]
+        jobs = ((unit, job) for unit in self._units if not unit.cancelled for job in unit.jobs)
+        asked = [unit for unit, job in jobs if not job.status.final and job.record.files.cancel.exists()]
         self._stop([unit for unit in asked if not unit.cancelled])
 
     def _stop(self, units: Sequence[_Unit], *, now: bool = False, keep_retry: bool = False) -> None:
@@ -250,6 +258,8 @@ class Conductor:
         job.status = job.record.append(event, **details)
         if job.status.final:
             self._monitor.end(job.record.name)
+            if job.status is not Status.SUCCEEDED:
+                self._ended_badly.append(job)
 
 
 def _by_executor(jobs: Sequence[Job]) -> Iterator[tuple[Executor, list[Job]]]:

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import json
 import subprocess
+import threading
 from pathlib import Path
 
 from executors.base import Plan
@@ -51,7 +52,8 @@ def start(record: ExperimentRecord) -> None:
         process.wait()
         words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise ExecutorError(f"nobody took over experiment {record.id}: {' '.join(words) or 'no word'} (see {log})")
-    process.returncode = 0  # it is nobody's child any more: nobody is to wait for it
+    # Its end concerns nobody here; but until its parent has seen it, it stays in the system's table.
+    threading.Thread(target=process.wait, daemon=True).start()
 
 
 def jobs_of(record: ExperimentRecord) -> list[Job]:

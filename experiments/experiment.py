@@ -25,7 +25,7 @@ from experiments.conductor import Conductor, Job
 from experiments.graph import Added, free_name, names_in, needs_in
 from experiments.logs import LOOK_INTERVAL, json_lines, printable, show_logs
 from experiments.owner import describe_owner
-from experiments.planning import plans_of
+from experiments.planning import CODE, plans_of
 from experiments.progress import Monitor
 from experiments.store import ExperimentRecord, Store, new_id, slug
 from launcher.errors import ConfigError, ExperimentFailed, RanksError, StoreError
@@ -157,7 +157,7 @@ class Experiment:
             if new in taken:
                 raise ConfigError(f"experiment {self.title!r} has a task {new!r} already", hint="name=<another>")
         for new_task in added:
-            folder = free_name(new_task.folder, [known.folder for known in self._added])
+            folder = free_name(new_task.folder, [CODE, *(known.folder for known in self._added)])
             self._added.append(replace(new_task, folder=folder))
         return group or added[0].name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from executors.base import Executor
@@ -49,9 +50,7 @@ def needs_in(tasks: Sequence[Added]) -> dict[str, list[str]]:
                     hint=nearest(need, names),
                 )
         needs[task.name] = [name for need in task.needs for name in names[need]]
-    done: set[str] = set()
-    for start in needs:
-        _refuse_cycle(start, needs, [], done)
+    _refuse_cycle(needs)
     return needs
 
 
@@ -62,12 +61,13 @@ def free_name(name: str, taken: Collection[str]) -> str:
     return next(f"{name}-{number}" for number in range(2, len(taken) + 3) if f"{name}-{number}" not in taken)
 
 
-def _refuse_cycle(task: str, needs: dict[str, list[str]], above: list[str], done: set[str]) -> None:
-    if task in done:
-        return
-    if task in above:
-        cycle = " -> ".join(repr(name) for name in [*above[above.index(task) :], task])
-        raise ConfigError(f"these tasks wait for each other: {cycle}", hint="leave out one of the dependencies")
-    for need in needs[task]:
-        _refuse_cycle(need, needs, [*above, task], done)
-    done.add(task)
+def _refuse_cycle(needs: dict[str, list[str]]) -> None:
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        cycle = error.args[1][:0:-1]  # each needs the next, the last the first
+        first = cycle.index(next(name for name in needs if name in cycle))
+        shown = " -> ".join(map(repr, [*cycle[first:], *cycle[: first + 1]]))
+        raise ConfigError(
+            f"these tasks wait for each other: {shown}", hint="leave out one of the dependencies"
+        ) from None

@@ -21,9 +21,13 @@ class Owner(TypedDict):
     started: str
 
 
-@cache
 def this_process() -> Owner:
-    return process(os.getpid())
+    return _own(os.getpid())
+
+
+@cache
+def _own(pid: int) -> Owner:  # by number: what was forked from a launcher is another process
+    return process(pid)
 
 
 def process(pid: int) -> Owner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ from launcher.errors import ConfigError
 
 if TYPE_CHECKING:
     from executors.package import Package
+
+CODE = "code"
+"""The folder of the copy, in an experiment's; "code.2" and so on where executors package differently. With a dot, no
+task's folder is called so."""
 
 
 def plans_of(tasks: Sequence[Added], experiment_id: str, folder: Path) -> list[Plan]:
@@ -42,7 +47,7 @@ def plans_of(tasks: Sequence[Added], experiment_id: str, folder: Path) -> list[P
                     call=task.call,
                     script=task.script,
                     package=package,
-                    code=_provenance(package),
+                    code=packages.provenance(package),
                     copy=copy,
                     group=task.group,
                 )
@@ -66,15 +71,19 @@ class _Packages:
         """An executor's package, and the name of its copy in the experiment's folder."""
         for index, (packager, package) in enumerate(self._found):
             if packager == executor.packager:
-                return package, "code" if index == 0 else f"code-{index + 1}"
+                return package, CODE if index == 0 else f"{CODE}.{index + 1}"
         from executors.packaging import default_packager
 
         chosen = executor.packager or default_packager(script_folder())
         self._found.append((executor.packager, chosen.package(self._folder, self._script)))
         return self.of(executor)
 
+    def provenance(self, package: Package | None) -> dict[str, Any] | None:
+        """What is known of the code: of a package, or of what runs where it lies."""
+        if package is None:
+            return self._in_place
+        return {"folder": str(package.root), "commit": package.commit, "dirty": package.dirty}
 
-def _provenance(package: Package | None) -> dict[str, Any] | None:
-    if package is None:
-        return code_state(script_folder())
-    return {"folder": str(package.root), "commit": package.commit, "dirty": package.dirty}
+    @cached_property
+    def _in_place(self) -> dict[str, Any] | None:
+        return code_state(script_folder())  # git is asked once, not for every task

@@ -119,7 +119,7 @@ class Monitor:
 
     def __init__(self, progress: bool | None, *, tail: bool, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._bars = (sys.stderr.isatty() if progress is None else progress) and not tail
+        self._bars = ((sys.stderr is not None and sys.stderr.isatty()) if progress is None else progress) and not tail
         self._watched: dict[str, _Watched] = {}
         self._display: _Display | None = None
         self._lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,14 +56,18 @@ class Script(Strict):
             raise ConfigError(f"Script.args is {self.args!r}, and must be a list", hint=f"args=[{str(self.args)!r}]")
         for index, argument in enumerate(self.args):
             self._require_text(f"args[{index}]", argument)
+        if not isinstance(self.env, dict):
+            raise ConfigError(f"Script.env is of type {type(self.env).__name__}; it must be a dict", hint="env={...}")
         for key, value in self.env.items():
             if not isinstance(key, str) or not key or "=" in key or "\0" in key:
                 raise ConfigError(f"Script.env has the name {key!r}, which no environment can hold")
             self._require_text(f"env[{key!r}]", value, show=False)
         try:
-            shlex.split(self.entrypoint or "")
+            program = shlex.split(self.entrypoint or "bash")
         except ValueError as error:
             raise ConfigError(f"Script.entrypoint is {self.entrypoint!r}: {error}") from None
+        if not program:
+            raise ConfigError(f"Script.entrypoint is {self.entrypoint!r}, which names no program", hint="'python -u'")
 
     @staticmethod
     def _require_text(name: str, value: Any, *, show: bool = True) -> None:
@@ -71,6 +76,10 @@ class Script(Strict):
             raise ConfigError(f"Script.{name} is {shown}; it must be a str", hint=f"{str(value)!r}" if show else None)
         if "\0" in value:
             raise ConfigError(f"Script.{name} holds a NUL character, which no program can be given")
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"Script.{name} holds what no program can be given: {error.reason}") from None
 
     @property
     def name(self) -> str:
@@ -87,13 +96,12 @@ class Script(Strict):
 
     def run_here(self) -> None:
         """Run it in the current folder, and wait. Raises subprocess.CalledProcessError for an exit status but 0."""
-        import os
         import subprocess
         import sys
         import tempfile
 
         self.check()
-        with tempfile.NamedTemporaryFile("w", suffix=".script", encoding="utf-8") as text:
+        with tempfile.NamedTemporaryFile("w", suffix=".script", encoding="utf-8", errors="surrogateescape") as text:
             text.write(self.inline)
             text.flush()
             file = os.path.abspath(os.path.expanduser(self.path)) if self.path else text.name

@@ -11,9 +11,11 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    # Python put this file's folder first; a user's own `import config` must not find ours.
-    del sys.path[0]
+    # Python put this file's folder first, unless it was told not to; a user's own `import config` must not find ours.
+    if sys.path[:1] == [__file__.rpartition("/")[0]]:
+        del sys.path[0]
 
+import contextlib
 import functools
 import importlib
 import json
@@ -230,7 +232,10 @@ def report_failure(error: BaseException, files: JobFiles, rank: int, secrets: di
     while frame is not None and frame.tb_frame.f_code.co_filename == __file__ and frame.tb_next is not None:
         frame = frame.tb_next
     text = redact("".join(traceback.format_exception(type(error), error, frame)), secrets)
-    message = redact(str(error), secrets)
+    try:
+        message = redact(str(error), secrets)
+    except Exception as broken:
+        message = f"(its text cannot be shown: {type(broken).__name__})"
     explained = any(
         (kind.__module__, kind.__name__) == ("launcher.errors", "LaunchError") for kind in type(error).__mro__
     )
@@ -244,7 +249,13 @@ def report_failure(error: BaseException, files: JobFiles, rank: int, secrets: di
             "traceback": message.partition("\n")[2] if explained else text,
         },
     )
-    sys.stderr.write(text)
+    complain(text)
+
+
+def complain(text: str) -> None:
+    """Write to the rank's log, whatever the task has made of sys.stderr."""
+    with contextlib.suppress(OSError), open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as log:
+        log.write(text)
 
 
 def keep_result(value: Any, files: JobFiles) -> None:
@@ -252,7 +263,7 @@ def keep_result(value: Any, files: JobFiles) -> None:
     try:
         json.dumps(value)
     except (TypeError, ValueError) as error:
-        sys.stderr.write(f"worker: the return value ({type(value).__name__}) is not kept: {error}\n")
+        complain(f"worker: the return value ({type(value).__name__}) is not kept: {error}\n")
     else:
         write_json(files.result, value)
 
@@ -341,13 +352,10 @@ def main(path: str) -> int:
         if error.code is None or error.code == 0:
             return 0
         report_failure(error, files, rank, secrets)
-        return error.code if isinstance(error.code, int) else 1
+        return (isinstance(error.code, int) and error.code & 0xFF) or 1  # of 256, a process would show 0
     except BaseException as error:  # KeyboardInterrupt as well: whatever ends a rank is reported
         report_failure(error, files, rank, secrets)
         return 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
     return 0
 
 

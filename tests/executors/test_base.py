@@ -59,6 +59,10 @@ def test_executors_are_mutable_and_clones_share_nothing() -> None:
         ({"env_vars": {"": "1"}}, "has the name ''"),
         ({"env_vars": {"A": 1}}, r"env_vars\['A'\] is of type int"),
         ({"env_vars": {"A": "x\0y"}}, "without NUL"),
+        (
+            {"env_vars": {"A": "xy\ud800"}},
+            r"env_vars\['A'\] holds what no environment can, 2 characters into its value",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], said: str) -> None:

@@ -1,7 +1,12 @@
 """Which rank is blamed."""
 
 import json
+import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from executors.failures import Exit, describe_exit, first_failure
 from launcher.worker import JobFiles
@@ -64,3 +69,25 @@ def test_words_for_exits() -> None:
     assert describe_exit(3) == "exited with status 3"
     assert describe_exit(-11) == "killed by SIGSEGV"
     assert describe_exit(-100) == "killed by signal 100"
+
+
+@pytest.fixture
+def limited_memory() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**37, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.usefixtures("limited_memory")
+def test_a_log_larger_than_the_memory_is_read_from_its_end(tmp_path: Path) -> None:
+    files = JobFiles(tmp_path)
+    for path in (files.stderr(0), files.launch_log):
+        path.touch()
+        os.truncate(path, 2**40)
+        with path.open("a") as log:
+            log.write("\nthe last words")
+    for exit_ in (Exit(0, 1, 1.0), Exit(None, 1, 1.0)):
+        failure = first_failure(files, [exit_])
+        assert failure is not None
+        assert failure.traceback.splitlines()[-1] == "the last words"

@@ -230,3 +230,24 @@ def test_a_script_finds_the_interpreter_and_the_pipes_that_a_shell_would_give_it
     assert JobFiles(tmp_path).stdout(0).read_text().splitlines()[-2:] == expected[-2:]
     if sys.prefix != sys.base_prefix:
         assert JobFiles(tmp_path).stdout(0).read_text().splitlines() == expected
+
+
+def test_without_room_for_another_thread_nothing_starts_and_it_says_so(tmp_path: Path) -> None:
+    before = threading.stack_size(2**46)  # more than there is
+    try:
+        state = run(LocalExecutor(ntasks_per_node=2), tmp_path, Script(inline=f"touch {tmp_path}/ran"))
+    finally:
+        threading.stack_size(before)
+    assert (state.status, (tmp_path / "ran").exists()) == (Status.FAILED, False)
+    assert state.failure is not None
+    assert "it could not be started: can't start new thread" in state.failure.cause
+
+
+def test_no_variable_of_the_users_is_taken_for_one_of_ours(tmp_path: Path) -> None:
+    env = {"GEMMA_LAUNCHER_PARENT": "1", "GEMMA_LAUNCHER_JOB_DIR": "/nowhere"}
+    assert run(LocalExecutor(env_vars=env), tmp_path, Script(inline="true")).status is Status.SUCCEEDED
+
+
+def test_a_text_that_is_no_utf8_reaches_its_program(tmp_path: Path) -> None:
+    assert run(LocalExecutor(), tmp_path, Script(inline="echo '\udcff'")).status is Status.SUCCEEDED
+    assert JobFiles(tmp_path).stdout(0).read_bytes() == b"\xff\n"

@@ -14,7 +14,8 @@ from processes import has_ended
 from sample_tasks import fail_until, meet, note, report_rank
 
 import launcher as run
-from executors.base import Status
+from executors.base import Plan, Status
+from experiments.graph import Added, needs_in
 from experiments.store import Store
 from launcher.errors import ConfigError, ExecutorError
 
@@ -373,3 +374,40 @@ def test_a_disk_that_fills_up_ends_what_runs(tmp_path: Path) -> None:
     for watch in watches:
         assert has_ended(watch)
         os.close(watch)
+
+
+class InterruptedAtTheEnd(run.LocalExecutor):
+    def clean(self, plan: Plan) -> None:
+        super().clean(plan)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_ctrl_c_that_comes_when_all_is_over_is_not_lost() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with run.Experiment("late") as experiment, pytest.raises(KeyboardInterrupt):
+            experiment.add(run.Script(inline="true"), executor=InterruptedAtTheEnd(), name="one")
+            experiment.run(progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert statuses(experiment) == {"one": "succeeded"}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_chain_may_be_as_long_as_it_likes(reverse: bool) -> None:
+    number = 2000
+    chain = [
+        Added(
+            name=str(index),
+            folder=str(index),
+            call=None,
+            script=None,
+            yaml="",
+            executor=run.LocalExecutor(),
+            needs=(str(index - 1),) if index else (),
+            group=None,
+            tail_logs=False,
+        )
+        for index in range(number)
+    ]
+    assert len(needs_in(chain[::-1] if reverse else chain)) == number

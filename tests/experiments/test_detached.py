@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,13 @@ def test_one_that_nobody_takes_over_says_why(monkeypatch: pytest.MonkeyPatch) ->
     [record] = Store().all()
     assert record.status is not Status.SUCCEEDED
     assert detached.LOG in os.listdir(record.folder)
+
+
+def test_it_leaves_no_zombie_with_a_launcher_that_stays() -> None:
+    experiment = run.run(run.Script(inline="true"), name="short", detach=True)
+    owner = Store().get(experiment.id).tasks[0].events()[-1]["owner"]["pid"]
+    experiment.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{owner}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,6 +1,8 @@
 """The code that an experiment runs: a copy of what the user had when it was launched."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,7 +135,7 @@ def test_executors_that_package_differently_have_a_copy_each(repository: Path, m
         experiment.add(run.Script(inline="ls"), executor=run.LocalExecutor(retries=1), name="all again")
         shown = [(result.folder / "rank_0.out").read_text().split() for result in experiment.run(progress=False)]
     assert shown == [["helper.py", "late.py"], ["late.py"], ["helper.py", "late.py"]]
-    assert {path.name for path in experiment.folder.glob("code*")} == {"code", "code.diff", "code-2"}
+    assert {path.name for path in experiment.folder.glob("code*")} == {"code", "code.diff", "code.2"}
 
 
 def test_a_copy_that_cannot_be_made_leaves_no_experiment(repository: Path) -> None:
@@ -149,3 +151,32 @@ def test_a_copy_that_cannot_be_made_leaves_no_experiment(repository: Path) -> No
     assert done.returncode == 1
     assert "'work/large.bin' cannot be packaged: [Errno 27] File too large" in done.stderr
     assert list(Store().folder.iterdir()) == []
+
+
+def test_a_task_may_be_called_as_the_copy_is(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository / "work")
+    with run.Experiment("named") as experiment:
+        for name in ("code", "code-2"):
+            experiment.add(run.Script(inline="ls"), executor=run.LocalExecutor(), name=name)
+        shown = [(result.folder / "rank_0.out").read_text().split() for result in experiment.run(progress=False)]
+    assert shown == [["helper.py", "late.py"]] * 2
+
+
+def test_git_is_not_asked_again_for_every_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(tmp_path, "init", "-q", ".")
+    asked, program = tmp_path / "asked", tmp_path / "bin/git"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho x >> '{asked}'\nexec {shutil.which('git')} \"$@\"\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    counts = []
+    for number in (1, 20):
+        asked.write_text("")
+        experiment = run.Experiment("many")
+        for _ in range(number):
+            name = f"t{len(experiment._added)}"
+            experiment.add(run.Script(inline="ls"), executor=run.LocalExecutor(packager=run.Packager()), name=name)
+        experiment.plan()
+        counts.append(len(asked.read_text().split()))
+    assert counts[0] == counts[1] > 0

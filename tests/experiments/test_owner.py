@@ -39,3 +39,16 @@ def test_a_command_with_brackets_and_spaces_is_read_right(tmp_path: Path) -> Non
 
 def test_another_host_is_believed() -> None:
     assert alive({"host": "elsewhere.example", "pid": 1, "started": "long ago"})
+
+
+def test_a_fork_of_a_launcher_is_another_process() -> None:
+    this_process()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, str(this_process()["pid"] == os.getpid()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 100) == b"True"
+    for descriptor in (reading, writing):
+        os.close(descriptor)

@@ -59,3 +59,10 @@ def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
     assert "━" in text
     assert "2/2" in text
     assert "loss 1.000  val 1.500" in text
+
+
+def test_a_launcher_whose_stderr_is_closed_runs_all_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "launch.py"
+    script.write_text(SCRIPT.format(samples=str(Path(sample_tasks.__file__).parent)))
+    done = subprocess.run(["sh", "-c", '"$0" "$1" 2>&- >&-', sys.executable, str(script)], check=False)
+    assert done.returncode == 0

@@ -32,6 +32,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"inline": "x", "args": ["\0"]}, r"args\[0\] holds a NUL"),
         ({"inline": "x", "env": {"A=": "1"}}, "has the name 'A='"),
         ({"inline": "x", "env": {"HF_TOKEN": 12345}}, r"env\['HF_TOKEN'\] is of type int"),
+        ({"inline": "x", "args": ["\ud800"]}, r"args\[0\] holds what no program can be given"),
+        ({"inline": "x", "env": {"HF_TOKEN": "\ud800"}}, r"env\['HF_TOKEN'\] holds what no program can be given"),
+        ({"inline": "x", "env": ["A=1"]}, "env is of type list"),
+        ({"inline": "x", "entrypoint": "  "}, "entrypoint is '  ', which names no program"),
         ({"inline": "x", "entrypoint": "bash '"}, "entrypoint is .*No closing quotation"),
     ],
 )

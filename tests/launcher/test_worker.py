@@ -149,3 +149,42 @@ def test_an_error_that_explains_itself_is_reported_without_its_traceback(tmp_pat
     assert failure["message"] == "data.jsonl:3: not JSON\n  try: one JSON object a line"
     assert failure["traceback"] == "  try: one JSON object a line"
     assert "line 3, in task" in JobFiles(tmp_path).stderr(0).read_text()
+
+
+ODD = """
+import os, sys
+def close(): sys.stdout.close(); sys.stderr.close(); return object
+def forget(): sys.stdout = sys.stderr = None; return object
+def leave(): sys.exit(256)
+class Mute(Exception):
+    def __str__(self): raise RuntimeError("nothing to say")
+def fail(): raise Mute
+def path(): return sys.path
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("close", 0, "the return value (type) is not kept"),
+        ("forget", 0, "the return value (type) is not kept"),
+        ("leave", 1, "SystemExit: 256"),  # a process would make 0 of it
+        ("fail", 1, "odd.Mute: <exception str() failed>"),
+    ],
+)
+def test_whatever_a_task_does_to_its_process_its_end_is_told_right(
+    tmp_path: Path, name: str, status: int, said: str
+) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    call = {"$partial": f"odd:{name}", "args": {}}
+    assert run_worker(tmp_path, call, sys_path=[str(tmp_path)]) == status
+    files = JobFiles(tmp_path)
+    assert said in files.stderr(0).read_text()
+    assert files.failure(0).exists() == (status != 0)
+
+
+def test_a_python_that_leaves_out_the_scripts_folder_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    call, here = {"$partial": "odd:path", "args": {}}, str(tmp_path)
+    assert run_worker(tmp_path, call, sys_path=[here], PYTHONSAFEPATH="1", PYTHONPATH=f"{here}/first") == 0
+    assert json.loads(JobFiles(tmp_path).result.read_text())[:2] == [here, f"{here}/first"]
