@@ -52,6 +52,17 @@ class PackagingError(LaunchError):
     """Code that cannot travel: no repository, a pattern that nothing fits, files that clash or cannot be read."""
 
 
+class TunnelError(LaunchError):
+    """A cluster that cannot be reached, or does not do what it is asked.
+
+    `lost`: a command was sent, and nobody saw how it ended; it may have run, in part or whole. Otherwise none was.
+    """
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None, lost: bool = False) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.lost = lost
+
+
 class StoreError(LaunchError):
     """An experiment that is not there, or a folder of one that cannot be read or written."""
 

@@ -1,0 +1,1 @@
+"""One verified SSH connection a host, on paramiko. executors.tunnel is its front."""

@@ -1,0 +1,270 @@
+"""A connection to one host that lasts: opened when first needed, opened anew when it was lost, shared by threads."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, BinaryIO
+
+from executors.ssh import known_hosts
+from executors.ssh.config import Host
+from executors.ssh.login import log_in
+from launcher.errors import TunnelError
+
+if TYPE_CHECKING:
+    import paramiko
+
+CHANNELS = 8  # commands at once; sshd's own limit is 10 by default
+CHUNK = 2**16
+KEEPALIVE = 30  # seconds; firewalls forget a connection on which nothing is said
+UNHEARD = 60_000  # milliseconds until the kernel gives up on a connection whose other end is gone
+
+_connections: dict[tuple[int, Host], Connection] = {}
+_lock = threading.Lock()
+
+
+def connection(host: Host) -> Connection:
+    """The one connection to a host. It is not shared with a process that forked: two would talk over one another."""
+    with _lock:
+        return _connections.setdefault((os.getpid(), host), Connection(host))
+
+
+class Connection:
+    """Commands on one host, at most CHANNELS of them at once. Nothing connects before the first."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._transport: paramiko.Transport | None = None
+        self._opening = threading.Lock()
+        self._free = threading.Condition()
+        self._busy = 0
+        self._limit = CHANNELS
+
+    def execute(self, command: bytes, source: BinaryIO, timeout: float | None) -> tuple[int, bytes, bytes]:
+        """Status, stdout and stderr of a command line that reads `source`. Raises TunnelError.
+
+        timeout: seconds from when the host takes the command. TunnelError.lost is False only if it never got there.
+        """
+        with self._channel(timeout) as (transport, channel):
+            return _Command(self.host, transport, channel).run(command, source, timeout)
+
+    def close(self) -> None:
+        """What runs is lost; the next command connects anew."""
+        with self._opening:
+            if self._transport is not None:
+                self._transport.close()
+                self._transport = None
+
+    @contextlib.contextmanager
+    def _channel(self, timeout: float | None) -> Iterator[tuple[paramiko.Transport, paramiko.Channel]]:
+        import paramiko
+
+        while True:
+            with self._free:
+                if not self._free.wait_for(lambda: self._busy < self._limit, timeout):
+                    raise TunnelError(f"{self.host} was still busy with {self._limit} other commands of ours")
+                self._busy += 1
+            try:
+                try:
+                    transport, channel = self._open_channel(
+                        lambda transport: transport.open_session(timeout=self.host.timeout)
+                    )
+                except paramiko.ChannelException as refused:
+                    with self._free:
+                        if self._busy == 1:
+                            raise TunnelError(f"{self.host} opens no session: {refused.text}") from None
+                        self._limit = self._busy - 1  # its sshd allows fewer than is usual
+                    continue
+                with channel:
+                    yield transport, channel
+                return
+            finally:
+                with self._free:
+                    self._busy -= 1
+                    self._free.notify_all()
+
+    def _open_channel(
+        self, opener: Callable[[paramiko.Transport], paramiko.Channel], *, again: bool = True
+    ) -> tuple[paramiko.Transport, paramiko.Channel]:
+        """A channel, on a new connection if the one that we had turns out to be lost: nothing was sent yet."""
+        import paramiko
+
+        transport = self._connected()
+        try:
+            return transport, opener(transport)
+        except paramiko.ChannelException:
+            raise
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            self._forget(transport)
+            if not again:
+                raise _explained(self.host, error) from None
+        return self._open_channel(opener, again=False)
+
+    def _connected(self) -> paramiko.Transport:
+        with self._opening:
+            if self._transport is None or not self._transport.is_active():
+                self._transport = self._connect()
+            return self._transport
+
+    def _forget(self, transport: paramiko.Transport) -> None:
+        transport.close()
+        with self._opening:
+            if self._transport is transport:
+                self._transport = None
+
+    def _connect(self) -> paramiko.Transport:
+        """Connect, verify who is there, log in. Raises TunnelError."""
+        import paramiko
+
+        host = self.host
+        logging.getLogger("paramiko").addHandler(logging.NullHandler())  # we say what is wrong; it would, too
+        known = known_hosts.entries(host)
+        try:
+            transport = paramiko.Transport(self._socket())
+        except (paramiko.SSHException, OSError) as error:
+            raise _explained(host, error) from None
+        try:
+            transport.banner_timeout = transport.handshake_timeout = host.timeout
+            # Ask for a key of a type that we know: a host has several.
+            types = {entry.type for entry in known}
+            security = transport.get_security_options()
+            security.key_types = sorted(security.key_types, key=lambda type_: _key_type(type_) not in types)
+            transport.start_client(timeout=host.timeout)
+            key = transport.get_remote_server_key()
+            known_hosts.verify(host, key.get_name(), key.asbytes(), known)
+            log_in(transport, host)
+            transport.set_keepalive(KEEPALIVE)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            transport.close()
+            raise _explained(host, error) from None
+        except BaseException:
+            transport.close()
+            raise
+        return transport
+
+    def _socket(self) -> socket.socket | paramiko.Channel:
+        import paramiko
+
+        host = self.host
+        target = (host.hostname, host.port)
+        if host.jump is not None:
+            try:
+                through = connection(host.jump)._open_channel(
+                    lambda transport: transport.open_channel("direct-tcpip", target, ("", 0), timeout=host.timeout)
+                )
+            except paramiko.ChannelException as refused:
+                raise TunnelError(
+                    f"{host.jump} does not reach {host.hostname} port {host.port}: {refused.text}",
+                    hint=f"check ProxyJump, and the host and port of {host.alias}",
+                ) from None
+            return through[1]
+        sock = socket.create_connection(target, timeout=host.timeout)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it, each command waits 40 ms for nothing
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNHEARD)
+        return sock
+
+
+class _Command:
+    """One command on one channel. Its two outputs are read and its input is written at the same time."""
+
+    def __init__(self, host: Host, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
+        self.host = host
+        self.transport = transport
+        self.channel = channel
+        self.late = False
+        self.failed: OSError | None = None  # reading what was to be sent
+
+    def run(self, command: bytes, source: BinaryIO, timeout: float | None) -> tuple[int, bytes, bytes]:
+        import paramiko
+
+        stderr = bytearray()
+        feeding = threading.Thread(target=self._feed, args=(source,), daemon=True)
+        listening = threading.Thread(target=self._drain, args=(self.channel.recv_stderr, stderr), daemon=True)
+        # Closing the channel is what wakes every thread that waits for it, in paramiko's own calls too.
+        clock = None if timeout is None else threading.Timer(timeout, self._expire)
+        stdout = bytearray()
+        try:
+            if clock is not None:
+                clock.daemon = True
+                clock.start()
+            self.channel.exec_command(command)  # type: ignore[arg-type]  # bytes will do
+            feeding.start()
+            listening.start()
+            self._drain(self.channel.recv, stdout)
+            listening.join()
+            status = self.channel.recv_exit_status()
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            if not self.late and self.transport.is_active():
+                raise TunnelError(f"{self.host} runs no commands: {error}") from None
+            status = -1
+        finally:
+            if clock is not None:
+                clock.cancel()
+        if self.late:
+            if feeding.is_alive():  # it may be holding the connection's lock, with nobody to take what it sends
+                self.transport.close()
+            raise TunnelError(
+                f"{self.host} did not end the command within {timeout:g} s; it may still be running there", lost=True
+            )
+        if self.failed is not None:
+            raise TunnelError(f"cannot read what is to be sent to {self.host}: {self.failed}", lost=True)
+        if status == -1:
+            raise TunnelError(f"the connection to {self.host} was lost during a command, which may have run", lost=True)
+        return status, bytes(stdout), bytes(stderr)
+
+    def _expire(self) -> None:
+        self.late = True
+        self.channel.close()
+
+    def _feed(self, source: BinaryIO) -> None:
+        import paramiko
+
+        while True:
+            try:
+                piece = source.read(CHUNK)
+            except OSError as error:
+                self.failed = error
+                self.channel.close()
+                return
+            try:
+                if not piece:
+                    self.channel.shutdown_write()
+                    return
+                self.channel.sendall(piece)
+            except (OSError, EOFError, paramiko.SSHException):  # it ended without reading all; its status will say
+                return
+
+    def _drain(self, receive: Callable[[int], bytes], into: bytearray) -> None:
+        while piece := receive(CHUNK):
+            into += piece
+
+
+def _key_type(algorithm: str) -> str:
+    """The type of key, as known_hosts has it, that an algorithm signs with."""
+    return "ssh-rsa" if algorithm.startswith("rsa-sha2-") else algorithm
+
+
+def _explained(host: Host, error: Exception) -> TunnelError:
+    """What went wrong before a command was sent, and what to look at."""
+    place = f"{host.hostname} port {host.port}"
+    if isinstance(error, socket.gaierror):
+        return TunnelError(
+            f"there is no host {host.hostname}: {error.strerror}",
+            hint="check host=..., or its HostName in ~/.ssh/config",
+        )
+    if isinstance(error, ConnectionRefusedError):
+        return TunnelError(f"nothing answers at {place}: connection refused", hint=f"{host.command} to see if ssh can")
+    if isinstance(error, TimeoutError) or "timeout" in str(error).lower() or "No existing session" in str(error):
+        return TunnelError(
+            f"{place} did not answer within {host.timeout:g} s", hint="is the VPN up? ConnectTimeout in ~/.ssh/config"
+        )
+    if "banner" in str(error):
+        return TunnelError(f"what answers at {place} is not SSH, or breaks off: {error}", hint="check port=...")
+    return TunnelError(
+        f"cannot connect to {host} ({place}): {error or type(error).__name__}", hint=f"{host.command} -v"
+    )

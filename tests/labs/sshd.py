@@ -1,0 +1,145 @@
+"""A real OpenSSH server on a port of its own, which lets the lab's user in with a key made for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+from tests.labs.machine import Daemons, LabError, children, descendants, require_packages, require_user, until
+
+CONFIG = """\
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {folder}/host_ed25519
+PidFile none
+AuthorizedKeysFile {folder}/authorized_keys
+StrictModes no
+PermitRootLogin no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+UsePAM no
+UseDNS no
+PrintMotd no
+Subsystem sftp internal-sftp
+{more}
+"""
+
+
+class Sshd:
+    """An sshd whose files lie in `folder`. `known_hosts` and `identity` are what a client needs.
+
+    more: further lines of its configuration. program: another name to run it by, which is the name PAM knows it by.
+    port: 0 for a free one.
+    """
+
+    def __init__(self, folder: Path, *, port: int = 0, more: str = "", program: str = "/usr/sbin/sshd") -> None:
+        require_packages("openssh-server", "openssh-client")
+        account = require_user()
+        self.user = account.pw_name
+        self.home = Path(account.pw_dir)
+        self.host = "127.0.0.1"
+        self.folder = folder
+        self.program = program
+        folder.mkdir(parents=True, exist_ok=True)
+        self.daemons = Daemons(folder, folder)
+        self.port = port or free_port()
+        self.identity = folder / "id_ed25519"
+        self.known_hosts = folder / "known_hosts"
+        for name in ("host_ed25519", "id_ed25519"):
+            if not (folder / name).exists():
+                make_key(folder / name)
+        (folder / "authorized_keys").write_text(self.identity.with_suffix(".pub").read_text())
+        self.know()
+        (folder / "sshd_config").write_text(CONFIG.format(port=self.port, folder=folder, more=more))
+
+    def know(self, key: Path | None = None) -> None:
+        """Write known_hosts anew, with the server's key or another."""
+        public = (key or self.folder / "host_ed25519").with_suffix(".pub").read_text().split()[:2]
+        self.known_hosts.write_text(f"[{self.host}]:{self.port} {' '.join(public)}\n")
+
+    def start(self) -> Sshd:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd locks its unprivileged half in
+        config, log = self.folder / "sshd_config", self.folder / "sshd.log"
+        self.daemons.start("sshd", [self.program, "-D", "-f", str(config), "-E", str(log)])
+        try:
+            until(self._answers, 10, f"sshd at port {self.port}")
+        except LabError:
+            raise LabError(f"sshd does not answer: {log.read_text() if log.exists() else ''}") from None
+        return self
+
+    def stop(self) -> None:
+        """End it and the sessions that it holds."""
+        self.resume()
+        self.drop_sessions()
+        self.daemons.stop("sshd", 5)
+
+    def kill(self) -> None:
+        """End it and its sessions at once; `start` starts it again."""
+        pids = self._pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: self.daemons.pid("sshd") is None, 10, "the end of sshd")
+
+    def drop_sessions(self) -> None:
+        """End its connections, as a broken line would; commands that they run go on, and the server too."""
+        for pid in self._pids()[:-1]:
+            with _gone():
+                os.kill(pid, signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Answer nothing any more, while connections stay open."""
+        for pid in self._pids():
+            with _gone():
+                os.kill(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        for pid in self._pids():
+            with _gone():
+                os.kill(pid, signal.SIGCONT)
+
+    def connections(self) -> int:
+        """How many it holds."""
+        pid = self.daemons.pid("sshd")
+        return 0 if pid is None else len(children(pid))
+
+    def _pids(self) -> list[int]:
+        """The server's and its connections' processes, without the commands that they run; the server last."""
+        pid = self.daemons.pid("sshd")
+        if pid is None:
+            return []
+        program = os.path.realpath(self.program)
+        return [*(child for child in descendants(pid) if _program(child) == program), pid]
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection((self.host, self.port), timeout=1) as connection:
+                return connection.recv(4) == b"SSH-"
+        except OSError:
+            return False
+
+
+def make_key(path: Path, passphrase: str = "", type_: str = "ed25519") -> Path:
+    command = ["ssh-keygen", "-q", "-t", type_, "-N", passphrase, "-C", path.name, "-f", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _gone() -> contextlib.suppress:
+    return contextlib.suppress(ProcessLookupError)
+
+
+def _program(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
