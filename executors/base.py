@@ -14,11 +14,12 @@ import enum
 import os
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from executors.architecture import Architecture, architecture_of
 from executors.secrets import split_secrets
 from launcher.errors import ExecutorError
 from launcher.strict import Strict
@@ -38,7 +39,8 @@ class Task:
     folder: takes every file of the run. launched_from: the launcher's current folder. launch_script:
     the file that Python was started with, if there is one. sys_path: where the launcher
     imports from. package: the code to run from a copy of (the folder `copy` of the experiment), None to run it where it
-    lies; code: what is known of it. group: tasks of one group start together.
+    lies; code: what is known of it. group: tasks of one group start together. defaults: variables that it gets unless
+    the user has set them (see executors.environment).
     """
 
     name: str
@@ -53,6 +55,7 @@ class Task:
     code: dict[str, Any] | None = None
     copy: str = "code"
     group: str | None = None
+    defaults: Mapping[str, str] = field(default_factory=dict)
 
     def spec(self, *, folder: Path, copy: Path | None, python: str) -> dict[str, Any]:
         """task.json, the worker's whole input, where the job's folder and the copy of the code are those."""
@@ -223,6 +226,8 @@ class Executor(Strict, ABC):
     packager: what of the user's code is copied, so that the task runs as it was launched whatever is edited meanwhile.
         None: the tracked files where the launch script is in a git repository; elsewhere it runs in place.
     retries: how often a task that fails is run again.
+    gpu: the model of the GPUs there ("h100"), which some environment variables depend on; None: found out, where that
+        can be done.
     """
 
     strict_error = ExecutorError
@@ -232,6 +237,7 @@ class Executor(Strict, ABC):
     env_vars: dict[str, str] = field(default_factory=dict)
     packager: Packager | None = None
     retries: int = 0
+    gpu: str | None = None
 
     @property
     def ranks(self) -> int:
@@ -254,6 +260,7 @@ class Executor(Strict, ABC):
             value = getattr(self, count)
             if type(value) is not int or value < least:
                 raise ExecutorError(f"{name}.{count} is {value!r}; it must be an int of {least} or more")
+        Executor.architecture(self)
         if self.packager is not None and not hasattr(self.packager, "package"):
             raise ExecutorError(f"{name}.packager is {self.packager!r}", hint="run.GitArchivePackager()")
         if not isinstance(self.env_vars, dict):
@@ -274,9 +281,17 @@ class Executor(Strict, ABC):
                     f"{name}.env_vars[{key!r}] holds what no environment can, {at}: {error.reason}"
                 ) from None
 
+    def architecture(self) -> Architecture | None:
+        """Of the GPUs there; None if it is not known. Raises ExecutorError for a `gpu` that is none."""
+        return None if self.gpu is None else architecture_of(self.gpu, f"{type(self).__name__}.gpu")
+
+    def inherited(self) -> Mapping[str, str]:
+        """What tasks find in their environment besides what they are given, as far as it is known here."""
+        return {}
+
     def environment(self, task: Task) -> tuple[dict[str, str], dict[str, str]]:
         """A task's variables: those that may be shown, and secrets. A Script's own win over the executor's."""
-        return split_secrets({**self.env_vars, **(task.script.env if task.script is not None else {})})
+        return split_secrets({**task.defaults, **self.env_vars, **(task.script.env if task.script is not None else {})})
 
     def to_json(self) -> dict[str, Any]:
         """Enough to submit a prepared plan from another process; environment and code are in the plan already."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from executors.architecture import Architecture, local_architecture
 from executors.base import Executor, Handle, JobState, Plan, Process, Task
 from executors.machine import MACHINE, VISIBLE, gpus
 from executors.processes import Processes
@@ -71,6 +73,12 @@ class LocalExecutor(Executor):
             raise ExecutorError(f"LocalExecutor.python is {self.python!r}, which is no program", hint=sys.executable)
         if not isinstance(self.grace, int | float) or self.grace < 0:
             raise ExecutorError(f"LocalExecutor.grace is {self.grace!r}; it must be a number of seconds")
+
+    def architecture(self) -> Architecture | None:
+        return super().architecture() or local_architecture()
+
+    def inherited(self) -> Mapping[str, str]:
+        return os.environ
 
     def _interpreter(self) -> str:
         return (self.python and shutil.which(self.python)) or sys.executable

@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from executors.base import Executor, Plan, Status
+from executors.environment import given_by, refuse_conflicts
+from executors.situation import situation_of
 from experiments.conductor import Conductor, Job
 from experiments.graph import Added, free_name, names_in, needs_in
 from experiments.logs import LOOK_INTERVAL, json_lines, printable, show_logs
@@ -71,6 +73,7 @@ class Experiment:
         self._store = Store()
         self._added: list[Added] = []
         self._has_run = False
+        self._warned: set[str] = set()
 
     @classmethod
     def from_id(cls, experiment_id: str) -> Self:
@@ -179,7 +182,7 @@ class Experiment:
             for plugin in plugins:
                 plugin.setup(task, executor)
         executor.check()
-        call = script = None
+        call = script = situation = None
         if isinstance(task, Script):
             task.check()
             script = copy.deepcopy(task)
@@ -194,6 +197,8 @@ class Experiment:
                 set_at = executor.where("ntasks_per_node")
                 error.where = " and ".join(filter(None, [error.where, set_at and f"{set_at} (the executor)"]))
                 raise
+            situation = situation_of(task, executor)
+            self._warn(refuse_conflicts(situation, given_by(executor), executor))
             own, call, yaml = task_name(task), encode(task), to_yaml(task)
         name = own if name is None else name
         return Added(
@@ -203,6 +208,7 @@ class Experiment:
             script=script,
             yaml=yaml,
             executor=executor.clone(),
+            situation=situation,
             needs=needs,
             group=group,
             tail_logs=tail_logs,
@@ -366,6 +372,13 @@ class Experiment:
                 )
             time.sleep(LOOK_INTERVAL)
         return self.status()
+
+    def _warn(self, warnings: Sequence[str]) -> None:
+        """Each once, whatever the number of tasks."""
+        for text in warnings:
+            if text not in self._warned and LEVELS.index(self.log_level) <= LEVELS.index("WARNING"):
+                print(f"warning: {text}", file=sys.stderr)
+            self._warned.add(text)
 
     def _say(self, text: str) -> None:
         if LEVELS.index(self.log_level) <= LEVELS.index("INFO"):

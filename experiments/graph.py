@@ -8,6 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from executors.base import Executor
+from executors.situation import Situation
 from launcher.errors import ConfigError, nearest
 from launcher.script import Script
 
@@ -22,6 +23,7 @@ class Added:
     script: Script | None
     yaml: str
     executor: Executor
+    situation: Situation | None
     needs: tuple[str, ...]  # tasks or groups, as they were named
     group: str | None
     tail_logs: bool

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executors.base import Executor, Plan, Task
+from executors.environment import defaults
 from experiments.graph import Added
 from experiments.provenance import code_state, import_path, launch_script, left_behind, script_folder
 from launcher.errors import ConfigError
@@ -50,6 +51,7 @@ def plans_of(tasks: Sequence[Added], experiment_id: str, folder: Path) -> list[P
                     code=packages.provenance(package),
                     copy=copy,
                     group=task.group,
+                    defaults=defaults(task.situation, task.executor),
                 )
             )
         )
