@@ -33,7 +33,8 @@ def free_port() -> int:
 
 
 def end_strays(folder: Path) -> None:
-    """SIGKILL every process of a job that torchrun left behind: its ranks lead sessions that we do not know of.
+    """SIGKILL every process that a job left behind: torchrun's ranks, which lead sessions that we do not know of; what
+    the ranks of a killed launcher had started.
 
     They are known by the job's folder in the environment that they inherited. Linux only.
     """

@@ -17,7 +17,7 @@ from typing import Any
 
 from executors.base import Executor, Failure, Handle, JobState, Plan, Status
 from experiments.progress import Monitor
-from experiments.store import TaskRecord
+from experiments.store import EVENT_STATUS, TaskRecord
 from launcher.errors import LaunchError
 
 TICK = 0.2  # seconds between two looks at what nobody wakes us for: requests to cancel, and clusters
@@ -212,7 +212,8 @@ class Conductor:
 
     def _retry(self, unit: _Unit, broken: Job, failure: Failure) -> None:
         for job in unit.jobs:
-            own = job.end.failure if job.end is not None and job.end.failure is not None else failure
+            cause = f"task {broken.record.name!r}, which runs with it, failed: {failure.cause}"
+            own = (job.end and job.end.failure) or Failure(rank=None, cause=cause)
             job.record.set_aside(unit.attempt)
             job.record.append("retrying", attempt=unit.attempt, rank=own.rank, cause=own.cause, traceback=own.traceback)
             job.status, job.end = Status.QUEUED, None
@@ -255,6 +256,8 @@ class Conductor:
                     self._write(job, "failed", rank=None, cause=cause)
 
     def _write(self, job: Job, event: str, **details: Any) -> None:
+        if EVENT_STATUS[event].final:
+            job.executor.clean(job.plan)
         job.status = job.record.append(event, **details)
         if job.status.final:
             self._monitor.end(job.record.name)

@@ -41,13 +41,18 @@ def start(record: ExperimentRecord) -> None:
             stderr=errors,
             start_new_session=True,  # a closed terminal, a Ctrl-C there, is not its affair
         )
-    owner = process_owner(process.pid)
-    for task in record.tasks:
-        task.append("queued", owner=owner)  # should this launcher be killed here, nobody takes the tasks for lost
     if process.stdout is None:
         raise RuntimeError("a pipe was asked for")
-    with process.stdout:
-        said = process.stdout.readline()
+    try:
+        owner = process_owner(process.pid)
+        for task in record.tasks:
+            task.append("queued", owner=owner)  # should this launcher be killed here, nobody takes the tasks for lost
+        with process.stdout:
+            said = process.stdout.readline()
+    except BaseException:  # a Ctrl-C, and it may have taken over by now
+        process.terminate()
+        process.wait()
+        raise
     if said != READY:
         process.wait()
         words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]

@@ -29,7 +29,7 @@ from experiments.logs import LOOK_INTERVAL, json_lines, printable, show_logs
 from experiments.owner import describe_owner
 from experiments.planning import CODE, plans_of
 from experiments.progress import Monitor
-from experiments.store import ExperimentRecord, Store, new_id, slug
+from experiments.store import EVENT_STATUS, ExperimentRecord, Store, new_id, slug
 from launcher.errors import ConfigError, ExperimentFailed, RanksError, StoreError
 from launcher.script import Script
 from launcher.worker import JobFiles
@@ -264,7 +264,11 @@ class Experiment:
         if detach:
             from experiments import detached
 
-            detached.start(record)
+            try:
+                detached.start(record)
+            except BaseException as error:
+                self._give_up(record, plans, error)
+                raise
             self._say(f"experiment {self.id}: detached; gemma-launch experiment status {self.id}")
             return []
         jobs = [
@@ -308,6 +312,16 @@ class Experiment:
                 raise StoreError(f"the experiment's folder cannot be written: {error}") from error
             raise
         return record
+
+    def _give_up(self, record: ExperimentRecord, plans: list[Plan], error: BaseException) -> None:
+        """Nobody will run it: say so, and leave no secrets."""
+        for added, plan, task in zip(self._added, plans, record.tasks, strict=True):
+            added.executor.clean(plan)
+            if not task.events() or not EVENT_STATUS[task.events()[-1]["event"]].final:
+                if isinstance(error, KeyboardInterrupt):
+                    task.append("cancelled")
+                else:
+                    task.append("failed", rank=None, cause=printable(str(error)))
 
     def _record(self) -> ExperimentRecord:
         if not self._has_run:
@@ -355,13 +369,20 @@ class Experiment:
     def cancel(self, task: str | None = None, *, timeout: float = 60.0) -> dict[str, Status]:
         """End the experiment, or one task of it, wherever it runs; returns how each task stands when they have ended.
 
+        Of a task that is lost, it ends the processes that it left on this machine, and takes away its secrets.
+
         Raises StoreError if nobody has ended them after `timeout` seconds.
         """
+        from executors.processes import end_strays
+
         record = self._record()
         tasks = record.tasks if task is None else (record.task(task),)
         for one in tasks:
-            if not one.status.final:
+            if not (status := one.status).final:
                 one.files.cancel.touch()
+            elif status is Status.LOST:
+                end_strays(one.folder)
+                one.files.secrets.unlink(missing_ok=True)
         deadline = time.monotonic() + timeout
         while not all(one.status.final for one in tasks):
             if time.monotonic() > deadline:

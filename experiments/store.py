@@ -11,6 +11,7 @@ A status is never kept, always read from the events: a launcher that was killed 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -81,9 +82,13 @@ class TaskRecord:
         owner: who looks after it from now on; None: this process.
         """
         line = json.dumps({"time": time.time(), "event": event, **details, "owner": owner or this_process()}) + "\n"
-        descriptor = os.open(self.folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        path = self.folder / "events.jsonl"
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            size = os.fstat(descriptor).st_size
+            if os.write(descriptor, line.encode()) < len(line):
+                os.ftruncate(descriptor, size)  # the next event must not continue the half of this one
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         finally:
             os.close(descriptor)
         return EVENT_STATUS[event]

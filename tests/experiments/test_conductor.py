@@ -15,7 +15,7 @@ from sample_tasks import fail_until, meet, note, report_rank
 
 import launcher as run
 from executors.base import Plan, Status
-from experiments.graph import Added, needs_in
+from experiments.graph import needs_in
 from experiments.store import Store
 from launcher.errors import ConfigError, ExecutorError
 
@@ -393,21 +393,29 @@ def test_a_ctrl_c_that_comes_when_all_is_over_is_not_lost() -> None:
     assert statuses(experiment) == {"one": "succeeded"}
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_a_chain_may_be_as_long_as_it_likes(reverse: bool) -> None:
-    number = 2000
-    chain = [
-        Added(
-            name=str(index),
-            folder=str(index),
-            call=None,
-            script=None,
-            yaml="",
-            executor=run.LocalExecutor(),
-            needs=(str(index - 1),) if index else (),
-            group=None,
-            tail_logs=False,
-        )
-        for index in range(number)
-    ]
-    assert len(needs_in(chain[::-1] if reverse else chain)) == number
+def test_a_chain_may_be_as_long_as_it_likes() -> None:
+    experiment, number = run.Experiment("long"), 1100
+    for index in reversed(range(number)):
+        needs = [str(index - 1)] if index else []
+        experiment.add(run.Script(inline="true"), executor=run.LocalExecutor(), name=str(index), dependencies=needs)
+    assert len(needs_in(experiment._added)) == number
+
+
+def test_a_task_that_runs_again_for_anothers_failure_says_so(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    fails_once = run.Script(inline=f"test -e '{flag}' || {{ touch '{flag}'; exit 4; }}")
+    with run.Experiment("group") as experiment:
+        experiment.add([run.Script(inline="true"), fails_once], executor=run.LocalExecutor(retries=1), name="pair")
+        experiment.run(progress=False)
+    retries = [task.events()[2] for task in Store().get(experiment.id).tasks]
+    assert [(event["event"], event["rank"]) for event in retries] == [("retrying", None), ("retrying", 0)]
+    assert retries[0]["cause"] == "task 'pair-1', which runs with it, failed: exited with status 4"
+
+
+def test_a_tasks_secrets_go_when_it_ends() -> None:
+    local = run.LocalExecutor(env_vars={"HF_TOKEN": "x"})
+    with run.Experiment("secret") as experiment:
+        experiment.add(run.Script(inline='test -e "$GEMMA_LAUNCHER_JOB_DIR/secrets.json"'), executor=local, name="one")
+        gone = run.Script(inline='test ! -e "$GEMMA_LAUNCHER_JOB_DIR/../one/secrets.json"')
+        experiment.add(gone, executor=local, name="two", dependencies=["one"])
+        experiment.run(progress=False)

@@ -60,7 +60,7 @@ def test_it_survives_its_launcher_and_its_terminal(tmp_path: Path, launcher_home
     while not (status := experiment.status()["compute"]).final:
         continue
     assert status is Status.SUCCEEDED
-    assert (Store().get(experiment_id).task("compute").result(), secrets.exists()) == (42, True)
+    assert (Store().get(experiment_id).task("compute").result(), secrets.exists()) == (42, False)
     watch = os.pidfd_open(held)
     assert experiment.cancel() == {"hold": Status.CANCELLED, "compute": Status.SUCCEEDED}
     assert has_ended(watch)
@@ -113,9 +113,10 @@ def test_what_looks_after_it_is_killed(tmp_path: Path) -> None:
 def test_one_that_nobody_takes_over_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ExecutorError, match="nobody took over experiment"):
-        run.run(run.Partial(report_rank), detach=True)
+        run.run(run.Partial(report_rank), run.LocalExecutor(env_vars={"HF_TOKEN": "x"}), detach=True)
     [record] = Store().all()
-    assert record.status is not Status.SUCCEEDED
+    assert record.status is Status.FAILED
+    assert not record.tasks[0].files.secrets.exists()
     assert detached.LOG in os.listdir(record.folder)
 
 
@@ -127,3 +128,19 @@ def test_it_leaves_no_zombie_with_a_launcher_that_stays() -> None:
     while Path(f"/proc/{owner}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_ctrl_c_before_it_is_taken_over_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text(f"#!/bin/sh\necho $$ > '{tmp_path}/pid'\nkill -INT {os.getpid()}\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.run(run.Script(inline="true"), run.LocalExecutor(env_vars={"HF_TOKEN": "x"}), detach=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    [record] = Store().all()
+    assert (record.status, record.tasks[0].files.secrets.exists()) == (Status.CANCELLED, False)
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()

@@ -350,8 +350,11 @@ def test_a_killed_launcher_leaves_no_ranks_and_no_lie(tmp_path: Path, launcher: 
     launched = Launched(tmp_path, stubborn=True, launcher=launcher)
     launched.process.kill()
     launched.process.communicate()
-    for child in launched.pids[1::2]:
-        os.kill(child, signal.SIGKILL)  # a rank's own children are the rank's to end, and it had no chance
+    for watch in launched.watches[::2]:
+        assert has_ended(watch)
+    assert only_experiment().tasks[0].files.secrets.exists()
+    run.Experiment.from_title("held").cancel()  # what the ranks had started themselves, and had no chance to end
     launched.wait_until_gone()
+    assert not only_experiment().tasks[0].files.secrets.exists()
     assert [task.status for task in only_experiment().tasks] == [Status.LOST, Status.LOST]
     assert only_experiment().status is Status.LOST

@@ -2,13 +2,14 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from executors.base import Failure, Status
 from experiments.owner import this_process
-from experiments.store import ExperimentRecord, Store, home, new_id, slug
+from experiments.store import ExperimentRecord, Store, TaskRecord, home, new_id, slug
 from launcher.errors import StoreError
 
 HOSTILE = [
@@ -145,3 +146,17 @@ def test_newer_and_broken_experiments_are_named_and_do_not_hide_the_rest() -> No
         Store().find(newer.id)
     with pytest.raises(StoreError, match="cannot be read"):
         Store().find(broken.id)
+
+
+def test_an_event_that_the_disk_has_no_room_for_leaves_no_half(tmp_path: Path) -> None:
+    task = TaskRecord("one", tmp_path)
+    task.append("queued")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "events.jsonl").stat().st_size + 10, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"No space left on device: '.*events\.jsonl'"):
+            task.append("started")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    task.append("failed", rank=None, cause="full")
+    assert [event["event"] for event in task.events()] == ["queued", "failed"]
