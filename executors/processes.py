@@ -144,7 +144,7 @@ class Processes(Handle):
         if last:
             if self._deadline is not None:
                 self._deadline.cancel()
-            if rank is None:
+            if rank is None or self._cancelled or any(end.status != 0 for end in self._exits):
                 end_strays(self.plan.folder)
             self._end()
         elif failed:

@@ -96,10 +96,10 @@ class Conductor:
                     if self._signals > handled:
                         handled = self._signals
                         self._stop(self._units, now=handled > 1)
+                    self._heed_requests()
                     self._start_what_can()
                     self._sleep()
                     self._poll(self._units)
-                    self._heed_requests()
             except BaseException as error:
                 self._abandon(error)
                 raise

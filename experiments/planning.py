@@ -26,7 +26,13 @@ def plans_of(tasks: Sequence[Added], experiment_id: str, folder: Path) -> list[P
 
     Raises LaunchError for what cannot run.
     """
-    path, script, launched_from = import_path(), launch_script(), Path.cwd()
+    try:
+        launched_from = Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError(
+            "the folder that this was started in has been deleted", hint="cd to one that is there"
+        ) from None
+    path, script = import_path(), launch_script()
     packages = _Packages(launched_from, script)
     plans = []
     for task in tasks:

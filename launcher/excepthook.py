@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 
@@ -24,7 +25,7 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
     line = None
     while trace is not None:
         code = trace.tb_frame.f_code
-        if not is_ours(code.co_filename):
+        if not is_ours(code.co_filename) and os.path.dirname(code.co_filename) != os.path.dirname(os.__file__):
             line = place(code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     sys.stderr.write(f"error: {error}\n" + (f"  at: {line}\n" if line and line != error.where else ""))

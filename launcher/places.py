@@ -48,6 +48,6 @@ def place(file: str, line: int) -> str:
     if not line:
         return file
     path = Path(file)
-    if path.is_relative_to(Path.cwd()):
+    with contextlib.suppress(ValueError, FileNotFoundError):  # it lies elsewhere; the current folder was deleted
         path = path.relative_to(Path.cwd())
     return f"{path}:{line}"

@@ -227,10 +227,17 @@ def reference(target: Any, path: str = "", set_at: str | None = None) -> str | d
     if module_name not in ("__main__", SCRIPT_MODULE):
         return f"{module_name}:{qualname}"
     spec = getattr(module, "__spec__", None)
-    if module_name == "__main__" and spec is not None:  # python -m package.module
+    if module_name == "__main__" and spec is not None and spec.name != "__main__":  # python -m package.module
         return f"{spec.name}:{qualname}"
     file = getattr(module, "__file__", None)
-    if file is None or not Path(file).is_file():
+    known = file is not None and Path(file).is_file()
+    if not known and spec is not None:  # python app.zip
+        raise SerializationError(
+            f"{subject} is {qualname} of {file}, which is not a file that can be loaded again",
+            where=set_at,
+            hint="a module beside it, which it imports",
+        )
+    if file is None or not known:
         raise SerializationError(
             f"{subject} is {qualname}, which was typed into an interactive session", where=set_at, hint="a file"
         )

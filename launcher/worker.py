@@ -105,9 +105,11 @@ class Reader:
             module = sys.modules.get(name)
             if module is not None and os.path.realpath(getattr(module, "__file__", None) or "") == file:
                 return module
+        import importlib.machinery
         import importlib.util
 
-        spec = importlib.util.spec_from_file_location(SCRIPT_MODULE, file)
+        loader = importlib.machinery.SourceFileLoader(SCRIPT_MODULE, file)  # whatever the file is called
+        spec = importlib.util.spec_from_file_location(SCRIPT_MODULE, file, loader=loader)
         if spec is None or spec.loader is None:
             raise ImportError(f"{file} is not a Python file")
         module = importlib.util.module_from_spec(spec)

@@ -251,3 +251,18 @@ def test_no_variable_of_the_users_is_taken_for_one_of_ours(tmp_path: Path) -> No
 def test_a_text_that_is_no_utf8_reaches_its_program(tmp_path: Path) -> None:
     assert run(LocalExecutor(), tmp_path, Script(inline="echo '\udcff'")).status is Status.SUCCEEDED
     assert JobFiles(tmp_path).stdout(0).read_bytes() == b"\xff\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_ending_a_task_ends_what_has_left_its_group(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    keep = os.open(fifo, os.O_RDWR)
+    script = Script(inline=f"setsid sh -c 'echo $$ > {fifo}; sleep 600' & sleep 600")
+    submitted = Submitted(LocalExecutor(), make_plan(LocalExecutor(), tmp_path, script))
+    with os.fdopen(keep) as pipe:
+        watch = os.pidfd_open(int(pipe.readline()))
+    [state] = submitted.cancel()
+    assert state.status is Status.CANCELLED
+    assert has_ended(watch)
+    os.close(watch)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from executors.base import Plan, Status
 from experiments.graph import needs_in
 from experiments.store import Store
 from launcher.errors import ConfigError, ExecutorError
+from launcher.worker import JobFiles
 
 PATIENCE = 30.0
 SAMPLES = str(Path(sample_tasks.__file__).parent)
@@ -419,3 +421,18 @@ def test_a_tasks_secrets_go_when_it_ends() -> None:
         gone = run.Script(inline='test ! -e "$GEMMA_LAUNCHER_JOB_DIR/../one/secrets.json"')
         experiment.add(gone, executor=local, name="two", dependencies=["one"])
         experiment.run(progress=False)
+
+
+class CancelledMeanwhile(run.LocalExecutor):
+    def prepare(self, plans: Sequence[Plan]) -> None:
+        super().prepare(plans)
+        for plan in plans:
+            JobFiles(plan.folder).cancel.touch()
+
+
+def test_one_that_is_ended_before_it_starts_never_does() -> None:
+    with run.Experiment("early") as experiment, pytest.raises(run.ExperimentFailed, match="it was cancelled"):
+        experiment.add(run.Script(inline="true"), executor=CancelledMeanwhile(), name="one")
+        experiment.run(progress=False)
+    [task] = Store().get(experiment.id).tasks
+    assert [event["event"] for event in task.events()] == ["queued", "cancelled"]

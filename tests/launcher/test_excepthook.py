@@ -36,3 +36,15 @@ def test_a_hook_of_the_users_own_stays(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("import hooked\nimport launcher as run\nrun.Experiment.from_id('nobody')\n")
     done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == "mine\n"
+
+
+def test_the_line_is_never_one_of_pythons_own(tmp_path: Path) -> None:
+    text = (
+        "import os\ndef plan():\n    found = type(one).plan(one)\n    os.unlink('gone.txt')\n    return found\n"
+        "packager = run.PatternPackager(include_pattern='*.txt', relative_path='.')\n"
+        "one = run.Experiment('e')\nopen('gone.txt', 'w').close()\n"
+        "one.add(run.Script(inline='ls'), executor=run.LocalExecutor(packager=packager))\none.plan = plan\none.run()\n"
+    )
+    said = last_words(tmp_path, text)
+    assert said.startswith("error: 'gone.txt' cannot be packaged: ")
+    assert said.endswith("  at: train.py:13\n")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from sample_tasks import Opaque, Trainer, anything, end_badly, leave, report_rank, train
 
 import launcher as run
-from launcher.errors import ConfigError, SerializationError
+from launcher.errors import ConfigError, SerializationError, StoreError
 
 
 def launch(tmp_path: Path, text: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -99,3 +100,45 @@ def test_what_cannot_run_leaves_no_experiment(launcher_home: Path) -> None:
     with pytest.raises(ConfigError, match="is not a task"):
         run.run(report_rank)  # type: ignore[call-overload]
     assert not launcher_home.exists()
+
+
+ANSWER = """
+import launcher as run
+def answer():
+    return 42
+if __name__ == "__main__":
+    print(run.run(run.Partial(answer)).value)
+"""
+
+
+def start(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["train", "a b.txt", "app/__main__.py"])
+def test_a_launch_script_may_be_called_anything(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(ANSWER)
+    done = start(name.removesuffix("/__main__.py"), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+
+
+def test_what_stands_in_an_archive_cannot_be_loaded_again(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "app.pyz", "w") as archive:
+        archive.writestr("__main__.py", ANSWER)
+    done = start("app.pyz", cwd=tmp_path)
+    assert "/app.pyz/__main__.py, which is not a file that can be loaded again" in done.stderr
+
+
+def test_a_folder_that_was_deleted_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(ANSWER)
+    (tmp_path / "gone").mkdir()
+    command = ["sh", "-c", 'rmdir ../gone; exec "$0" "$1"', sys.executable, str(tmp_path / "train.py")]
+    done = subprocess.run(command, cwd=tmp_path / "gone", capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("error: the folder that this was started in has been deleted")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMA_LAUNCHER_HOME", "~nobody-of-this-name/state")
+    with pytest.raises(StoreError, match="there is no state folder at '~nobody-of-this-name/state'"):
+        run.Experiment("e")
