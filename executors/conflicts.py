@@ -221,7 +221,7 @@ def _attention(s: Situation, given: Mapping[str, str]) -> Iterator[Finding]:
                 name,
                 f"{name} is {given[name]!r}; Megatron-Core sets it to {expected} for the attention backend "
                 f"{s.attention_backend!r}, and stops at any other value",
-                "leave it out, and set attention_backend",
+                "leave it out",
             )
     if s.softcap and s.attention_backend != "fused" and given.get(cudnn) == "1":
         yield Finding(

@@ -54,7 +54,8 @@ def run(
 ) -> Any:
     """Run a task and wait for it.
 
-    direct: in this process: a breakpoint works, an exception is the task's own, its return value is returned.
+    direct: in this process: a breakpoint works, an exception is the task's own, its return value is returned. While it
+        runs, a training on GPUs has the environment variables that it should have (see executors.environment).
     executor: where else; without one, a LocalExecutor with one process. It runs as an experiment titled `name` (by
         default the name of what the task calls), and its Result is returned.
     detach: do not wait, and return the Experiment at once.
@@ -101,5 +102,8 @@ def _run_here(task: Any, executor: Executor | None) -> Any:
     from launcher.config import Partial, build, check_task
 
     check_task(task, int(os.environ.get("WORLD_SIZE", "1")))
-    built = build(task)
-    return built() if isinstance(task, Partial) else built
+    from executors.here import variables_here
+
+    with variables_here(task):
+        built = build(task)
+        return built() if isinstance(task, Partial) else built

@@ -16,6 +16,7 @@ import click
 
 from launcher.cli.completion import completion
 from launcher.cli.entrypoints import COMMANDS
+from launcher.cli.env import env
 from launcher.cli.experiment import experiment
 from launcher.cli.usage import Group, explain
 from launcher.errors import LaunchError
@@ -26,7 +27,7 @@ def cli() -> None:
     """Launch experiments on Google's Gemma models, and look after them."""
 
 
-for command in (*COMMANDS, experiment, completion):
+for command in (*COMMANDS, env, experiment, completion):
     cli.add_command(command)
 
 

@@ -69,7 +69,7 @@ def launch(entrypoint: str, function: str, options: Options) -> None:
     if options.direct or (function in _HERE and not elsewhere):
         _run_here(task, source, options, ask=function not in _HERE)
     else:
-        _run_there(task, source, _executor(task, own, options, workspace), options.name or title, options)
+        _run_there(task, source, make_executor(task, own, options.executor, workspace), options.name or title, options)
 
 
 def _task(entrypoint: str, function: str, options: Options, workspace: Workspace) -> tuple[Any, str, str]:
@@ -101,10 +101,11 @@ def _task(entrypoint: str, function: str, options: Options, workspace: Workspace
     )
 
 
-def _executor(task: Any, overrides: tuple[str, ...], options: Options, workspace: Workspace) -> Executor:
+def make_executor(task: Any, overrides: tuple[str, ...], named: str | None, workspace: Workspace) -> Executor:
+    """The executor of a name (None: this machine, as large as the task), with overrides such as executor.nodes=2."""
     from launcher.cli.recipes import build_executor
 
-    named = options.executor or "local"
+    named = named or "local"
     executor = _local(task) if named == "local" else build_executor(named, workspace)
     if overrides:
         _change(executor, overrides)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from command import WORKSPACE, gemma_launch
 
+from executors.architecture import local_architecture
 from gemma_models.api import pretrain
 from gemma_models.settings import Trainer
 from launcher.config import Partial
@@ -24,12 +25,21 @@ UPDATE = bool(os.environ.get("UPDATE_SNAPSHOTS"))
 ENTRYPOINTS = ("train", "pretrain", "finetune", "validate", "import", "export", "generate")
 HELP = {
     "help": "",
-    **{f"help-{name}": f"{name} --help" for name in (*ENTRYPOINTS, "experiment", "completion")},
+    **{f"help-{name}": f"{name} --help" for name in (*ENTRYPOINTS, "env", "experiment", "completion")},
     **{f"help-experiment-{name}": f"experiment {name} --help" for name in ("list", "status", "logs", "cancel")},
     "help-workspace": "train --help --workspace mine.py",
     "help-broken-workspace": "finetune -h --workspace wrong.py",
 }
+SHOWN = {
+    "env": "env --factory gemma2_2b --gpu h100",
+    "env-of-many": "env --factory 'gemma3_1b_pretrain(num_nodes=2, num_gpus_per_node=8)' --gpu b200 "
+    "trainer.strategy.pipeline_model_parallel_size=2",
+    "env-without-gpu": "env --factory gemma3_270m",
+    "env-set-already": "env --factory gemma2_2b --executor tuned --workspace tuned.py",
+    "env-of-a-cpu": "env --factory gemma3_270m trainer.accelerator=cpu",
+}
 USAGE = {
+    "env-without-recipe": "env",
     "no-command": "experiment",
     "unknown-command": "fintune",
     "unknown-subcommand": "experiment lgos x",
@@ -45,6 +55,10 @@ USAGE = {
     "limit-0": "experiment list --limit 0",
 }
 ERRORS = {
+    "env-that-cannot-work": "env --factory gemma2_2b --executor wrong --workspace tuned.py",
+    "environment-that-cannot-work": "finetune --factory gemma2_2b --executor wrong --workspace tuned.py "
+    "data.train_path=here resume.restore_config.path=there",
+    "unknown-gpu": "env --factory gemma2_2b --gpu h10",
     "no-recipe": "finetune trainer.max_steps=5",
     "recipe-without-option": "finetune gemma3_270m",
     "unknown-recipe": "finetune --factory gemma3_270",
@@ -96,7 +110,13 @@ ERRORS = {
     "unknown-experiment-logs": "experiment logs gemma",
     "unknown-experiment-cancel": "experiment cancel gemma",
 }
-CASES = HELP | USAGE | ERRORS
+CASES = HELP | SHOWN | USAGE | ERRORS
+TUNED = """import launcher as run
+
+tuned = run.LocalExecutor(gpu="h200")
+tuned.env_vars = {"TORCH_NCCL_HIGH_PRIORITY": "0", "PYTORCH_CUDA_ALLOC_CONF": "backend:native"}
+wrong = run.LocalExecutor(gpu="h100", env_vars={"NVTE_FUSED_ATTN": "0", "NCCL_DEBUG": "INFO"})
+"""
 PRETRAIN = to_yaml(Partial(pretrain, trainer=Trainer(max_steps=1)))
 
 
@@ -109,6 +129,7 @@ def folder(tmp_path: Path) -> Path:
         "wrong.py": "import launcher as run\n\nexecutor = run.LocalExecutor(ntask_per_node=2)\n",
         "syntax.py": "import launcher as run\n\ndef recipe(:\n",
         "exits.py": "import sys\nsys.exit(3)\n",
+        "tuned.py": TUNED,
         "launches.py": "import launcher as run\n\nrun.run(run.Partial(dict), direct=True)\n",
         "there.yaml": "",
         "list.yaml": "- 1\n",
@@ -120,11 +141,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the variables that `env` looks at, which a machine for training may well have."""
+    for name in os.environ:
+        if name.startswith(("CUDA_", "NCCL_", "NVTE_", "PYTORCH_", "TORCH_")):
+            monkeypatch.delenv(name)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_the_text_is_what_it_was(name: str, folder: Path, launcher_home: Path) -> None:
+def test_the_text_is_what_it_was(name: str, folder: Path, launcher_home: Path, bare: None) -> None:
+    if name == "env-without-gpu" and local_architecture() is not None:
+        pytest.skip("this machine's GPUs are known")
     done = gemma_launch(*shlex.split(CASES[name]), folder=folder)
     assert "Traceback" not in done.stderr
-    expected = 0 if name in HELP else 2 if name in USAGE else 1
+    expected = 0 if name in HELP | SHOWN else 2 if name in USAGE else 1
     assert done.returncode == expected, done.stderr
     found = "\n".join(
         [f"$ gemma-launch {CASES[name]}".rstrip(), *(f"exit {status}" for status in [done.returncode] if status)]
