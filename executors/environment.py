@@ -132,8 +132,8 @@ RULES: Final = (
     Rule(
         "NCCL_NVLS_ENABLE",
         "1",
-        lambda s: s.nvls,
-        "user buffers, or NCCL_ALGO asks for NVLS",
+        lambda s: s.nvls and (s.architecture is None or s.architecture >= Architecture.HOPPER),
+        "Hopper and newer, or not known; user buffers, or NCCL_ALGO asks for NVLS",
         "registered buffers are what NVLink SHARP reduces in without a copy",
         f"{_BRIDGE}; {_NCCL}",
     ),

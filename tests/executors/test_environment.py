@@ -106,6 +106,7 @@ def test_user_buffers_change_the_memory_and_the_algorithm() -> None:
     assert values(Situation(user_buffers=True)) == expected
     assert values(Situation(), TORCH_NCCL_USE_TENSOR_REGISTER_ALLOCATOR_HOOK="1") == expected
     assert values(Situation(), NCCL_ALGO="nvls,ring")["NCCL_NVLS_ENABLE"] == "1"
+    assert "NCCL_NVLS_ENABLE" not in values(Situation(architecture=Architecture.AMPERE, user_buffers=True))
 
 
 def test_the_allocator_is_called_what_the_torch_there_understands() -> None:
