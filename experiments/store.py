@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -185,19 +186,23 @@ class Store:
         folder = self.folder / experiment_id
         try:
             folder.mkdir(parents=True)
-            for task in tasks:
-                (folder / task["folder"]).mkdir()
-            write_json(
-                folder / "experiment.json",
-                {
-                    "version": VERSION,
-                    "id": experiment_id,
-                    "title": title,
-                    "created": time.time(),
-                    "sequential": sequential,
-                    "tasks": tasks,
-                },
-            )
+            try:
+                for task in tasks:
+                    (folder / task["folder"]).mkdir()
+                write_json(
+                    folder / "experiment.json",
+                    {
+                        "version": VERSION,
+                        "id": experiment_id,
+                        "title": title,
+                        "created": time.time(),
+                        "sequential": sequential,
+                        "tasks": tasks,
+                    },
+                )
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         except OSError as error:
             raise StoreError(
                 f"the experiment's folder cannot be written: {error}", hint="GEMMA_LAUNCHER_HOME=<another folder>"

@@ -160,3 +160,15 @@ def test_an_event_that_the_disk_has_no_room_for_leaves_no_half(tmp_path: Path) -
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     task.append("failed", rank=None, cause="full")
     assert [event["event"] for event in task.events()] == ["queued", "failed"]
+
+
+def test_a_folder_that_cannot_be_written_whole_is_not_left(launcher_home: Path) -> None:
+    tasks = [{"name": str(number), "folder": str(number)} for number in range(100)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(StoreError, match="cannot be written"):
+            Store().create("e-1", "e", tasks)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(Store().folder.iterdir()) == []
