@@ -34,7 +34,7 @@ def folder(tmp_path: Path, hf_gemma3_270m: Path) -> Path:
 
 
 def test_every_line_runs(folder: Path) -> None:
-    assert len(LINES) == 15
+    assert len(LINES) == 16
     printed = {}
     for line in LINES:
         done = gemma_launch(*shlex.split(line), folder=folder, OMP_NUM_THREADS="1")
@@ -46,6 +46,7 @@ def test_every_line_runs(folder: Path) -> None:
 
     assert "gemma3_270m  gemma_models.gemma3_270m.finetune_recipe" in output("finetune --help")
     assert "max_steps: 500" in output("finetune --factory gemma3_270m --dryrun")
+    assert "CUDA_DEVICE_MAX_CONNECTIONS=8" in output("env")
     assert "tiny         gemma_workspace.py:18" in output("pretrain --help")
     trained = json.loads(output("pretrain --factory tiny --executor one"))
     validated = json.loads(output("validate"))
