@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launcher as run
@@ -43,6 +43,7 @@ def test_every_rule_says_when_why_and_by_whom() -> None:
         assert rule.variable not in IGNORED
 
 
+@settings(deadline=None)
 @given(SITUATIONS, GIVEN)
 def test_in_any_situation_a_variable_has_one_value_and_the_users_stays(s: Situation, given: dict[str, str]) -> None:
     found = Counter(setting.variable for setting in variables(s, given))
@@ -51,6 +52,7 @@ def test_in_any_situation_a_variable_has_one_value_and_the_users_stays(s: Situat
     assert not {RENAMED.get(name, name) for name in found} & {RENAMED.get(name, name) for name in given}
 
 
+@settings(deadline=None)
 @given(SITUATIONS)
 def test_what_the_table_gives_is_nothing_that_the_linter_has_against(s: Situation) -> None:
     given = values(s)
@@ -124,6 +126,7 @@ def test_no_training_on_gpus_gets_nothing() -> None:
 
 def test_what_the_executor_or_its_environment_sets_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_GRAPH_REGISTER", "1")
+    monkeypatch.delenv("TORCH_NCCL_HIGH_PRIORITY", raising=False)
     executor = run.LocalExecutor(env_vars={"NCCL_NVLS_ENABLE": "2"})
     found = defaults(Situation(), executor)
     assert found.keys().isdisjoint({"NCCL_GRAPH_REGISTER", "NCCL_NVLS_ENABLE"})

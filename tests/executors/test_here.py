@@ -28,7 +28,8 @@ def recipe(**changes):
 
 def launch(tmp_path: Path, text: str, **environment: str) -> tuple[list[str], str]:
     (tmp_path / "train.py").write_text(SCRIPT + text)
-    bare = {name: value for name, value in os.environ.items() if not name.startswith(("NCCL_", "TORCH_", "PYTORCH_"))}
+    told = ("CUDA_", "NCCL_", "NVTE_", "PYTORCH_", "TORCH_")
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(told)}
     done = subprocess.run(
         [sys.executable, "train.py"],
         cwd=tmp_path,
