@@ -46,9 +46,10 @@ def test_what_gets_no_variables() -> None:
         on_cpu,
         run.Partial(print, "hello"),
         run.Partial(train, trainer=run.Config(Trainer)),
+        run.Partial(own, trainer=run.Config(OwnTrainer, strategy=run.Config(DDP))),
         run.Script(inline="true"),
     ]
-    assert [situation_of(task, HOPPER) for task in plain] == [None] * 4
+    assert [situation_of(task, HOPPER) for task in plain] == [None] * 5
 
 
 @dataclass(kw_only=True)
