@@ -33,11 +33,15 @@ if TYPE_CHECKING:
 
 # The command is a child, whose death by a signal is 128 + its number, so that a session which was killed stands apart.
 # The mark comes before its own output: whatever the login shell's start-up files print is before that.
-RUN = 'printf %s "$1"; printf %s "$1" >&2; shift; "$@"; exit "$?"'
+MARK = 'printf %s "$1"; printf %s "$1" >&2; shift; '
+RUN = MARK + '"$@" </dev/null; exit "$?"'
+# What the command leaves of its input is read all the same: see executors.ssh.connection._Command.
+FEED = MARK + '"$@"; set -- "$?"; cat >/dev/null; exit "$1"'
 # The size is compared because a connection that breaks off looks like the end of the file.
 PUT = (
-    'LC_ALL=C; export LC_ALL; if [ -d "$1" ]; then echo "$1: is a folder" >&2; exit 1; fi; mkdir -p "${1%/*}/" || exit; '
-    'umask 077; trap \'rm -f "$2"\' EXIT; cat >"$2" || exit; '
+    'LC_ALL=C; export LC_ALL; if [ -d "$1" ]; then echo "$1: is a folder" >&2; exit 1; fi; '
+    'mkdir -p "${1%/*}/" || exit; '
+    'umask 077; trap \'rm -f "$2"\' EXIT; trap "exit 1" HUP PIPE TERM; cat >"$2" || exit; '
     'if [ "$(wc -c <"$2")" -ne "$3" ]; then echo "it broke off" >&2; exit 1; fi; '
     'chmod "$4" "$2" && mv -f "$2" "$1"'
 )
@@ -85,8 +89,8 @@ class Tunnel(Strict, ABC):
         """Let go of what is held open. It may be used again, and opens again what it needs."""
 
     @abstractmethod
-    def _execute(self, argv: list[str], source: BinaryIO, timeout: float | None) -> tuple[int, bytes, bytes]:
-        """Status, stdout and stderr."""
+    def _execute(self, argv: list[str], source: BinaryIO | None, timeout: float | None) -> tuple[int, bytes, bytes]:
+        """Status, stdout and stderr of a command that reads all of `source`; of one without input where it is None."""
 
     def check(self) -> None:
         """Refuse settings that cannot work. Connects nowhere. Raises TunnelError."""
@@ -98,7 +102,7 @@ class Tunnel(Strict, ABC):
         timeout: seconds; None waits for ever.
         Raises TunnelError; `lost` tells whether the command may have run.
         """
-        return self._run(argv, io.BytesIO(input), timeout)
+        return self._run(argv, io.BytesIO(input) if input else None, timeout)
 
     def put(self, data: bytes | Path, path: str, mode: int = 0o644) -> None:
         """Write a file there, its folders too; it is there whole, or as it was. Nobody else reads it before `mode`.
@@ -132,19 +136,21 @@ class Tunnel(Strict, ABC):
         self._absolute(path)
         timeout = PATIENCE + (2**30 if limit is None else limit) / SLOWEST
         argv = ["sh", "-c", READ, "read", path, str(offset + 1), "" if limit is None else str(limit)]
-        done = self._run(argv, io.BytesIO(), timeout)
+        done = self._run(argv, None, timeout)
         if done.stderr.rstrip().endswith((b"No such file", b"No such file or directory")):
             raise FileNotFoundError(f"there is no {path} on {self.name}")
         if done.status:
             raise self._denied("read", path, done)
         return done.stdout
 
-    def _run(self, argv: Sequence[str], source: BinaryIO, timeout: float | None) -> Completed:
+    def _run(self, argv: Sequence[str], source: BinaryIO | None, timeout: float | None) -> Completed:
         self.check()
         if isinstance(argv, str) or not argv or any("\0" in word for word in argv):
             raise TunnelError(f"{argv!r} is no command: it takes a list of texts without NUL characters")
         mark = f"--{secrets.token_hex(8)}--"
-        status, *outputs = self._execute(["sh", "-c", RUN, "sh", mark, *argv], source, timeout)
+        status, *outputs = self._execute(
+            ["sh", "-c", RUN if source is None else FEED, "sh", mark, *argv], source, timeout
+        )
         stdout, stderr = (output.partition(mark.encode()) for output in outputs)
         if not stdout[1]:
             said = b"\n".join(outputs).decode(errors="replace").strip()
@@ -182,18 +188,18 @@ class LocalTunnel(Tunnel):
     def close(self) -> None:
         pass
 
-    def _execute(self, argv: list[str], source: BinaryIO, timeout: float | None) -> tuple[int, bytes, bytes]:
-        piped = isinstance(source, io.BytesIO)
+    def _execute(self, argv: list[str], source: BinaryIO | None, timeout: float | None) -> tuple[int, bytes, bytes]:
+        data = source.read() if isinstance(source, io.BytesIO) else None
         process = subprocess.Popen(
             argv,
-            stdin=subprocess.PIPE if piped else source,
+            stdin=subprocess.PIPE if data is not None else source or subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=Path.home(),
             start_new_session=True,  # Ctrl-C is ours to act on; and all of it can be ended together
         )
         try:
-            stdout, stderr = process.communicate(source.read() if piped else None, timeout)
+            stdout, stderr = process.communicate(data, timeout)
         except subprocess.TimeoutExpired:
             raise TunnelError(f"{self.name} did not end the command within {timeout:g} s", lost=True) from None
         finally:
@@ -255,7 +261,7 @@ class SSHTunnel(Tunnel):
         self.check()
         return resolve(self.host, user=self.user, port=self.port, identity=self.identity, config=self.ssh_config)
 
-    def _execute(self, argv: list[str], source: BinaryIO, timeout: float | None) -> tuple[int, bytes, bytes]:
+    def _execute(self, argv: list[str], source: BinaryIO | None, timeout: float | None) -> tuple[int, bytes, bytes]:
         from executors.ssh.connection import connection
 
         command = os.fsencode(shlex.join(argv))

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 _TOP = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-_OURS = frozenset(os.path.join(_TOP, name) for name in ("launcher", "executors", "experiments"))
+_OURS = frozenset(os.path.join(_TOP, name) for name in ("launcher", "executors", "executors/ssh", "experiments"))
 
 _CALLED: ContextVar[str] = ContextVar("called", default="")
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from tests.labs.fixtures import lab_folder, make_sshd, sshd  # noqa: F401
+
 
 @pytest.fixture(autouse=True)
 def launcher_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -44,8 +44,8 @@ class Connection:
         self._busy = 0
         self._limit = CHANNELS
 
-    def execute(self, command: bytes, source: BinaryIO, timeout: float | None) -> tuple[int, bytes, bytes]:
-        """Status, stdout and stderr of a command line that reads `source`. Raises TunnelError.
+    def execute(self, command: bytes, source: BinaryIO | None, timeout: float | None) -> tuple[int, bytes, bytes]:
+        """Status, stdout and stderr of a command line that reads all of `source`. Raises TunnelError.
 
         timeout: seconds from when the host takes the command. TunnelError.lost is False only if it never got there.
         """
@@ -88,27 +88,32 @@ class Connection:
                     self._free.notify_all()
 
     def _open_channel(
-        self, opener: Callable[[paramiko.Transport], paramiko.Channel], *, again: bool = True
+        self, opener: Callable[[paramiko.Transport], paramiko.Channel]
     ) -> tuple[paramiko.Transport, paramiko.Channel]:
         """A channel, on a new connection if the one that we had turns out to be lost: nothing was sent yet."""
         import paramiko
 
-        transport = self._connected()
+        transport, new = self._connected()
         try:
             return transport, opener(transport)
         except paramiko.ChannelException:
             raise
         except (paramiko.SSHException, EOFError, OSError) as error:
+            # What was refused to two threads at once, paramiko tells one of them without saying why.
+            if transport.is_active() and "Unable to open channel" in str(error):
+                raise paramiko.ChannelException(1, str(error)) from None
             self._forget(transport)
-            if not again:
+            if new:  # a person may just have typed a code for it: not again for nothing
                 raise _explained(self.host, error) from None
-        return self._open_channel(opener, again=False)
+        return self._open_channel(opener)
 
-    def _connected(self) -> paramiko.Transport:
+    def _connected(self) -> tuple[paramiko.Transport, bool]:
+        """The connection, and whether it was opened just now."""
         with self._opening:
-            if self._transport is None or not self._transport.is_active():
-                self._transport = self._connect()
-            return self._transport
+            if self._transport is not None and self._transport.is_active():
+                return self._transport, False
+            self._transport = self._connect()
+            return self._transport, True
 
     def _forget(self, transport: paramiko.Transport) -> None:
         transport.close()
@@ -128,7 +133,8 @@ class Connection:
         except (paramiko.SSHException, OSError) as error:
             raise _explained(host, error) from None
         try:
-            transport.banner_timeout = transport.handshake_timeout = host.timeout
+            # start_client's own limit comes first: paramiko's errors for these do not tell silence from nonsense.
+            transport.banner_timeout = transport.handshake_timeout = 2 * host.timeout
             # Ask for a key of a type that we know: a host has several.
             types = {entry.type for entry in known}
             security = transport.get_security_options()
@@ -170,7 +176,12 @@ class Connection:
 
 
 class _Command:
-    """One command on one channel. Its two outputs are read and its input is written at the same time."""
+    """One command on one channel. Its two outputs are read and its input is written at the same time.
+
+    OpenSSH ends the whole connection when something is sent to a channel that both sides have closed, and paramiko
+    does not keep a sender from that. So a command that has input must read it to its end before it ends, and nothing
+    is sent to one that has none.
+    """
 
     def __init__(self, host: Host, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
         self.host = host
@@ -178,22 +189,23 @@ class _Command:
         self.channel = channel
         self.late = False
         self.failed: OSError | None = None  # reading what was to be sent
+        self.feeding: threading.Thread | None = None
 
-    def run(self, command: bytes, source: BinaryIO, timeout: float | None) -> tuple[int, bytes, bytes]:
+    def run(self, command: bytes, source: BinaryIO | None, timeout: float | None) -> tuple[int, bytes, bytes]:
         import paramiko
 
-        stderr = bytearray()
-        feeding = threading.Thread(target=self._feed, args=(source,), daemon=True)
+        stdout, stderr = bytearray(), bytearray()
         listening = threading.Thread(target=self._drain, args=(self.channel.recv_stderr, stderr), daemon=True)
         # Closing the channel is what wakes every thread that waits for it, in paramiko's own calls too.
         clock = None if timeout is None else threading.Timer(timeout, self._expire)
-        stdout = bytearray()
         try:
             if clock is not None:
                 clock.daemon = True
                 clock.start()
-            self.channel.exec_command(command)  # type: ignore[arg-type]  # bytes will do
-            feeding.start()
+            self.channel.exec_command(command)
+            if source is not None:
+                self.feeding = threading.Thread(target=self._feed, args=(source,), daemon=True)
+                self.feeding.start()
             listening.start()
             self._drain(self.channel.recv, stdout)
             listening.join()
@@ -206,7 +218,8 @@ class _Command:
             if clock is not None:
                 clock.cancel()
         if self.late:
-            if feeding.is_alive():  # it may be holding the connection's lock, with nobody to take what it sends
+            # It may be holding the connection, with nobody to take what it sends: others must not wait for it.
+            if self.feeding is not None and not self._fed(1):
                 self.transport.close()
             raise TunnelError(
                 f"{self.host} did not end the command within {timeout:g} s; it may still be running there", lost=True
@@ -218,13 +231,22 @@ class _Command:
         return status, bytes(stdout), bytes(stderr)
 
     def _expire(self) -> None:
+        import paramiko
+
         self.late = True
-        self.channel.close()
+        self._fed(0.2)  # what it is about to send is sent before the channel is closed
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the connection is gone already
+            self.channel.close()
+
+    def _fed(self, seconds: float) -> bool:
+        if self.feeding is not None:
+            self.feeding.join(seconds)
+        return self.feeding is None or not self.feeding.is_alive()
 
     def _feed(self, source: BinaryIO) -> None:
         import paramiko
 
-        while True:
+        while not self.late:
             try:
                 piece = source.read(CHUNK)
             except OSError as error:
@@ -236,7 +258,7 @@ class _Command:
                     self.channel.shutdown_write()
                     return
                 self.channel.sendall(piece)
-            except (OSError, EOFError, paramiko.SSHException):  # it ended without reading all; its status will say
+            except (OSError, EOFError, paramiko.SSHException):  # the channel is closed; its status will say why
                 return
 
     def _drain(self, receive: Callable[[int], bytes], into: bytearray) -> None:

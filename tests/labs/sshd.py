@@ -20,8 +20,8 @@ AuthorizedKeysFile {folder}/authorized_keys
 StrictModes no
 PermitRootLogin no
 PasswordAuthentication no
-KbdInteractiveAuthentication no
-UsePAM no
+KbdInteractiveAuthentication {pam}
+UsePAM {pam}
 UseDNS no
 PrintMotd no
 Subsystem sftp internal-sftp
@@ -32,11 +32,21 @@ Subsystem sftp internal-sftp
 class Sshd:
     """An sshd whose files lie in `folder`. `known_hosts` and `identity` are what a client needs.
 
-    more: further lines of its configuration. program: another name to run it by, which is the name PAM knows it by.
-    port: 0 for a free one.
+    more: further lines of its configuration. pam: it asks what PAM
+    has it ask. program: another name to run it by, which is the name PAM knows it by.
+    port: 0 for a free one. lasting: it outlives the process that starts it, which else takes it along, however it ends.
     """
 
-    def __init__(self, folder: Path, *, port: int = 0, more: str = "", program: str = "/usr/sbin/sshd") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int = 0,
+        more: str = "",
+        program: str = "/usr/sbin/sshd",
+        lasting: bool = False,
+        pam: bool = False,
+    ) -> None:
         require_packages("openssh-server", "openssh-client")
         account = require_user()
         self.user = account.pw_name
@@ -44,6 +54,8 @@ class Sshd:
         self.host = "127.0.0.1"
         self.folder = folder
         self.program = program
+        self.lasting = lasting
+        self.configs = 0
         folder.mkdir(parents=True, exist_ok=True)
         self.daemons = Daemons(folder, folder)
         self.port = port or free_port()
@@ -54,17 +66,37 @@ class Sshd:
                 make_key(folder / name)
         (folder / "authorized_keys").write_text(self.identity.with_suffix(".pub").read_text())
         self.know()
-        (folder / "sshd_config").write_text(CONFIG.format(port=self.port, folder=folder, more=more))
+        (folder / "sshd_config").write_text(
+            CONFIG.format(port=self.port, folder=folder, more=more, pam="yes" if pam else "no")
+        )
 
     def know(self, key: Path | None = None) -> None:
         """Write known_hosts anew, with the server's key or another."""
         public = (key or self.folder / "host_ed25519").with_suffix(".pub").read_text().split()[:2]
         self.known_hosts.write_text(f"[{self.host}]:{self.port} {' '.join(public)}\n")
 
+    def ssh_config(self, more: str = "", **settings: object) -> str:
+        """A configuration file of a client's, in which this server is the host "lab". Another file each time."""
+        self.configs += 1
+        file = self.folder / f"config_{self.configs}"
+        known = {
+            "HostName": self.host,
+            "Port": self.port,
+            "User": self.user,
+            "IdentityFile": self.identity,
+            "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": self.known_hosts,
+            **settings,
+        }
+        lines = ["Host lab", *(f"  {name} {value}" for name, value in known.items() if value is not None)]
+        file.write_text("\n".join(lines) + f"\n{more}\n")
+        return str(file)
+
     def start(self) -> Sshd:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd locks its unprivileged half in
         config, log = self.folder / "sshd_config", self.folder / "sshd.log"
-        self.daemons.start("sshd", [self.program, "-D", "-f", str(config), "-E", str(log)])
+        bound = [] if self.lasting else ["setpriv", "--pdeathsig", "KILL", "--"]
+        self.daemons.start("sshd", [*bound, self.program, "-D", "-f", str(config), "-E", str(log)])
         try:
             until(self._answers, 10, f"sshd at port {self.port}")
         except LabError:
@@ -105,6 +137,9 @@ class Sshd:
         """How many it holds."""
         pid = self.daemons.pid("sshd")
         return 0 if pid is None else len(children(pid))
+
+    def log(self) -> str:
+        return (self.folder / "sshd.log").read_text()
 
     def _pids(self) -> list[int]:
         """The server's and its connections' processes, without the commands that they run; the server last."""
