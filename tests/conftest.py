@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.labs.fixtures import lab_folder, make_sshd, sshd  # noqa: F401
+from tests.labs.fixtures import lab_folder, make_sshd, slurm_lab, slurm_lab_alone, slurm_turn, sshd  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

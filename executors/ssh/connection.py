@@ -56,7 +56,7 @@ class Connection:
         """What runs is lost; the next command connects anew."""
         with self._opening:
             if self._transport is not None:
-                self._transport.close()
+                _close(self._transport)
                 self._transport = None
 
     @contextlib.contextmanager
@@ -79,8 +79,10 @@ class Connection:
                             raise TunnelError(f"{self.host} opens no session: {refused.text}") from None
                         self._limit = self._busy - 1  # its sshd allows fewer than is usual
                     continue
-                with channel:
+                try:
                     yield transport, channel
+                finally:
+                    _close(channel)
                 return
             finally:
                 with self._free:
@@ -116,7 +118,7 @@ class Connection:
             return self._transport, True
 
     def _forget(self, transport: paramiko.Transport) -> None:
-        transport.close()
+        _close(transport)
         with self._opening:
             if self._transport is transport:
                 self._transport = None
@@ -130,7 +132,7 @@ class Connection:
         known = known_hosts.entries(host)
         try:
             transport = paramiko.Transport(self._socket())
-        except (paramiko.SSHException, OSError) as error:
+        except (paramiko.SSHException, EOFError, OSError) as error:
             raise _explained(host, error) from None
         try:
             # start_client's own limit comes first: paramiko's errors for these do not tell silence from nonsense.
@@ -145,10 +147,10 @@ class Connection:
             log_in(transport, host)
             transport.set_keepalive(KEEPALIVE)
         except (paramiko.SSHException, EOFError, OSError) as error:
-            transport.close()
+            _close(transport)
             raise _explained(host, error) from None
         except BaseException:
-            transport.close()
+            _close(transport)
             raise
         return transport
 
@@ -220,7 +222,7 @@ class _Command:
         if self.late:
             # It may be holding the connection, with nobody to take what it sends: others must not wait for it.
             if self.feeding is not None and not self._fed(1):
-                self.transport.close()
+                _close(self.transport)
             raise TunnelError(
                 f"{self.host} did not end the command within {timeout:g} s; it may still be running there", lost=True
             )
@@ -231,12 +233,9 @@ class _Command:
         return status, bytes(stdout), bytes(stderr)
 
     def _expire(self) -> None:
-        import paramiko
-
         self.late = True
         self._fed(0.2)  # what it is about to send is sent before the channel is closed
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the connection is gone already
-            self.channel.close()
+        _close(self.channel)
 
     def _fed(self, seconds: float) -> bool:
         if self.feeding is not None:
@@ -251,7 +250,7 @@ class _Command:
                 piece = source.read(CHUNK)
             except OSError as error:
                 self.failed = error
-                self.channel.close()
+                _close(self.channel)
                 return
             try:
                 if not piece:
@@ -264,6 +263,14 @@ class _Command:
     def _drain(self, receive: Callable[[int], bytes], into: bytearray) -> None:
         while piece := receive(CHUNK):
             into += piece
+
+
+def _close(what: paramiko.Channel | paramiko.Transport) -> None:
+    """Close it, and let what it stands on be gone already: closing says so to the other end."""
+    import paramiko
+
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+        what.close()
 
 
 def _key_type(algorithm: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import sys
 import threading
@@ -159,8 +160,9 @@ def _answer(transport: paramiko.Transport, host: Host) -> Sequence[str]:
                 print(f"{host}: {notice}", file=sys.stderr)
             answers.put([_ask(host, prompt, echo=echo) for prompt, echo in prompts])
         except BaseException:
-            transport.close()
-            answers.put([])
+            with contextlib.suppress(OSError, EOFError):
+                transport.close()
+            answers.put([])  # which lets its thread end, and goes nowhere
             raise
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.labs.machine import LABS, require_root
+from tests.labs.slurm.lab import SlurmLab
 from tests.labs.sshd import Sshd
 
 
@@ -42,3 +45,35 @@ def make_sshd(lab_folder: Path) -> Iterator[Callable[..., Sshd]]:
 def sshd(make_sshd: Callable[..., Sshd]) -> Sshd:
     """A real sshd; started in a fifth of a second."""
     return make_sshd()
+
+
+@pytest.fixture(scope="session")
+def slurm_lab() -> Iterator[SlurmLab]:
+    """A real Slurm, shared by all processes that test; up in 6 s, after its packages were installed once.
+
+    Who breaks anything of it that others stand on takes `slurm_lab_alone`.
+    """
+    with SlurmLab().shared() as lab:
+        yield lab
+
+
+@pytest.fixture
+def slurm_lab_alone(slurm_lab: SlurmLab, slurm_turn: None) -> Iterator[SlurmLab]:
+    """The Slurm lab while no other test uses it, to break things in; they are mended after."""
+    yield slurm_lab
+    slurm_lab.up()
+
+
+@pytest.fixture(autouse=True)
+def slurm_turn(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests that use the Slurm lab run beside one another, and none beside one that has it alone."""
+    if "slurm_lab" not in request.fixturenames:
+        yield
+        return
+    request.getfixturevalue("slurm_lab")
+    alone = "slurm_lab_alone" in request.fixturenames
+    with (LABS / "slurm_turn.lock").open("w") as turn:
+        # Who waits to have it alone holds the gate, so that others, who go on and on, cannot keep it waiting.
+        with FileLock(LABS / "slurm_gate.lock"):
+            fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield

@@ -81,7 +81,15 @@ class Daemons:
         self.run = run
         self.log = log
 
-    def start(self, name: str, argv: Sequence[str], *, user: str | None = None, env: Mapping[str, str] = {}) -> int:
+    def start(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        user: str | None = None,
+        env: Mapping[str, str] = {},
+        cwd: Path = Path("/"),
+    ) -> int:
         """Start one, in a session of its own, unless it runs already."""
         if (running := self.pid(name)) is not None:
             return running
@@ -93,6 +101,7 @@ class Daemons:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                cwd=cwd,
                 env={**os.environ, "LC_ALL": "C.UTF-8", **env},
                 user=None if account is None else account.pw_uid,
                 group=None if account is None else account.pw_gid,

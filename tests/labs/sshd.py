@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
+import secrets
 import signal
 import socket
 import subprocess
 from pathlib import Path
 
-from tests.labs.machine import Daemons, LabError, children, descendants, require_packages, require_user, until
+from tests.labs.machine import USER, Daemons, LabError, children, descendants, require_packages, require_user, until
 
 CONFIG = """\
 Port {port}
@@ -47,38 +49,51 @@ class Sshd:
         lasting: bool = False,
         pam: bool = False,
     ) -> None:
-        require_packages("openssh-server", "openssh-client")
-        account = require_user()
-        self.user = account.pw_name
-        self.home = Path(account.pw_dir)
         self.host = "127.0.0.1"
+        self.port = port or free_port()
+        self.user = USER
         self.folder = folder
         self.program = program
         self.lasting = lasting
-        self.configs = 0
-        folder.mkdir(parents=True, exist_ok=True)
         self.daemons = Daemons(folder, folder)
-        self.port = port or free_port()
         self.identity = folder / "id_ed25519"
         self.known_hosts = folder / "known_hosts"
+        self.settings = CONFIG.format(port=self.port, folder=folder, more=more, pam="yes" if pam else "no")
+
+    @property
+    def home(self) -> Path:
+        return Path(require_user().pw_dir)
+
+    def start(self) -> Sshd:
+        """Start it if it does not run, and wait until it answers."""
+        require_packages("openssh-server", "openssh-client")
+        require_user()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd locks its unprivileged half in
         for name in ("host_ed25519", "id_ed25519"):
-            if not (folder / name).exists():
-                make_key(folder / name)
-        (folder / "authorized_keys").write_text(self.identity.with_suffix(".pub").read_text())
-        self.know()
-        (folder / "sshd_config").write_text(
-            CONFIG.format(port=self.port, folder=folder, more=more, pam="yes" if pam else "no")
-        )
+            if not (self.folder / name).exists():
+                make_key(self.folder / name)
+        if not self.known_hosts.exists():
+            _write(self.folder / "authorized_keys", self.identity.with_suffix(".pub").read_text())
+            self.know()
+        config, log = self.folder / "sshd_config", self.folder / "sshd.log"
+        _write(config, self.settings)
+        bound = [] if self.lasting else ["setpriv", "--pdeathsig", "KILL", "--"]
+        self.daemons.start("sshd", [*bound, self.program, "-D", "-f", str(config), "-E", str(log)])
+        try:
+            until(self._answers, 20, f"sshd at port {self.port}")
+        except LabError:
+            raise LabError(f"sshd does not answer: {self.log() if log.exists() else ''}") from None
+        return self
 
     def know(self, key: Path | None = None) -> None:
         """Write known_hosts anew, with the server's key or another."""
         public = (key or self.folder / "host_ed25519").with_suffix(".pub").read_text().split()[:2]
-        self.known_hosts.write_text(f"[{self.host}]:{self.port} {' '.join(public)}\n")
+        _write(self.known_hosts, f"[{self.host}]:{self.port} {' '.join(public)}\n")
 
     def ssh_config(self, more: str = "", **settings: object) -> str:
         """A configuration file of a client's, in which this server is the host "lab". Another file each time."""
-        self.configs += 1
-        file = self.folder / f"config_{self.configs}"
+        file = self.folder / f"config_{secrets.token_hex(4)}"
         known = {
             "HostName": self.host,
             "Port": self.port,
@@ -92,17 +107,6 @@ class Sshd:
         file.write_text("\n".join(lines) + f"\n{more}\n")
         return str(file)
 
-    def start(self) -> Sshd:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd locks its unprivileged half in
-        config, log = self.folder / "sshd_config", self.folder / "sshd.log"
-        bound = [] if self.lasting else ["setpriv", "--pdeathsig", "KILL", "--"]
-        self.daemons.start("sshd", [*bound, self.program, "-D", "-f", str(config), "-E", str(log)])
-        try:
-            until(self._answers, 10, f"sshd at port {self.port}")
-        except LabError:
-            raise LabError(f"sshd does not answer: {log.read_text() if log.exists() else ''}") from None
-        return self
-
     def stop(self) -> None:
         """End it and the sessions that it holds."""
         self.resume()
@@ -111,9 +115,9 @@ class Sshd:
 
     def kill(self) -> None:
         """End it and its sessions at once; `start` starts it again."""
-        pids = self._pids()
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        for pid in self._pids():
+            with _gone():
+                os.kill(pid, signal.SIGKILL)
         until(lambda: self.daemons.pid("sshd") is None, 10, "the end of sshd")
 
     def drop_sessions(self) -> None:
@@ -157,6 +161,14 @@ class Sshd:
             return False
 
 
+def _write(file: Path, text: str) -> None:
+    """Write a file that others may be reading; leave one that is right as it is."""
+    if not file.exists() or file.read_text() != text:
+        new = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+        new.write_text(text)
+        new.replace(file)
+
+
 def make_key(path: Path, passphrase: str = "", type_: str = "ed25519") -> Path:
     command = ["ssh-keygen", "-q", "-t", type_, "-N", passphrase, "-C", path.name, "-f", str(path)]
     subprocess.run(command, check=True, capture_output=True)
@@ -164,9 +176,12 @@ def make_key(path: Path, passphrase: str = "", type_: str = "ed25519") -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """One that nothing listens at, below those that the kernel gives to connections that go out."""
+    while True:
+        port = random.randrange(20_000, 30_000)  # noqa: S311
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
 
 
 def _gone() -> contextlib.suppress:
