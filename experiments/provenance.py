@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import PackagingError
-from launcher.worker import SCRIPT_MODULE
+from launcher.worker import SCRIPT_MODULE, WORKSPACE
 
 if TYPE_CHECKING:
     from executors.package import Package
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def launch_script() -> Path | None:
     """The Python file that was started, or the workspace file that the command read; None in an interactive session,
     under `python -m`, or for a command without one."""
-    workspace = getattr(sys.modules.get(SCRIPT_MODULE), "__file__", None)
-    if workspace is not None:
-        return Path(workspace).resolve()
+    workspace = sys.modules.get(SCRIPT_MODULE)  # one that a configuration was read from is not what launches
+    if workspace is not None and workspace.__file__ and hasattr(workspace, WORKSPACE):
+        return Path(workspace.__file__).resolve()
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     if file is None or getattr(main, "__spec__", None) is not None or not file.endswith(".py"):

@@ -32,6 +32,8 @@ PARENT: Final = "GEMMA_LAUNCHER_PARENT"
 """Pid of the process whose death must end this one; unset where a job outlives its launcher."""
 LOADING: Final = "GEMMA_LAUNCHER_LOADING"
 """Set while a launch script is being loaded by a job: a script without a __main__ guard would launch itself again."""
+WORKSPACE: Final = "__launch_workspace__"
+"""Set in the module of a workspace file, which stands in for a launch script where a command launches."""
 SCRIPT_MODULE: Final = "launch_script"
 """The module name of a launch script inside a job. Not __main__, so that its guarded part does not run again."""
 

@@ -125,12 +125,13 @@ def blame(error: BaseException, file: Path) -> str:
 
 def _import(file: Path) -> types.ModuleType:
     """The file as a module, under the name by which a job loads a launch script: what it defines travels as that."""
-    from launcher.worker import LOADING, SCRIPT_MODULE
+    from launcher.worker import LOADING, SCRIPT_MODULE, WORKSPACE
 
     spec = importlib.util.spec_from_file_location(SCRIPT_MODULE, file)
     if spec is None or spec.loader is None:
         raise LaunchError(f"the workspace file {shown(file)} is not a Python file", hint=DEFAULT)
     module = importlib.util.module_from_spec(spec)
+    module.__dict__[WORKSPACE] = True
     sys.modules[SCRIPT_MODULE] = module  # before it runs: its dataclasses look themselves up here
     sys.path.insert(0, str(file.parent))  # as Python does for a script
     os.environ[LOADING] = shown(file)  # what is launched at its top level would be launched by every command

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 import launcher as run
+from experiments.provenance import launch_script
 from experiments.store import Store
+from launcher.serialization import loads
+from launcher.worker import SCRIPT_MODULE
 
 LAUNCH = """
 import os, sys
@@ -86,7 +89,8 @@ def test_in_place_nothing_is_copied(repository: Path) -> None:
 def test_only_what_a_pattern_names(repository: Path) -> None:
     pattern = "packager=run.PatternPackager(include_pattern='*.py', relative_path=os.getcwd())"
     folder = launch(repository, "ls; cat helper.py", executor=pattern)
-    assert {path.name for path in (folder / "code").iterdir()} == {"helper.py", "late.py", "train.py"}
+    copied = {path.name for path in (folder / "code").iterdir()} - {"__pycache__"}
+    assert copied == {"helper.py", "late.py", "train.py"}
     assert "dirty" in (folder / "script/rank_0.out").read_text()
 
 
@@ -124,6 +128,19 @@ def test_a_module_that_does_not_travel_is_named_before_anything_runs(repository:
         assert f"task 'task' uses module {module!r}, and {file} is not in the package" in done.stderr
         assert "try: git add it" in done.stderr
     assert not Store().folder.exists()
+
+
+def test_a_configuration_that_was_read_does_not_launch(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading one that names a script loads that script; what is launched afterwards is still launched from here."""
+    elsewhere = tmp_path / "elsewhere.py"
+    elsewhere.write_text("def task():\n    return 1\n")
+    node = {"$partial": {"file": str(elsewhere), "name": "task"}, "args": {}}
+    monkeypatch.delitem(sys.modules, SCRIPT_MODULE, raising=False)
+    loads(json.dumps({"version": 1, "value": node}))
+    assert sys.modules[SCRIPT_MODULE].__file__ == str(elsewhere)
+    assert launch_script() is None
 
 
 def test_executors_that_package_differently_have_a_copy_each(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
