@@ -49,6 +49,8 @@ READ = (
     'LC_ALL=C; export LC_ALL; if [ -d "$1" ]; then echo "$1: is a folder" >&2; exit 1; fi; exec <"$1" || exit; '
     'if [ -n "$3" ]; then tail -c "+$2" | head -c "$3"; else tail -c "+$2"; fi'
 )
+# What stands between quotes in sh, and has a meaning there in csh or fish, which may be the login shell.
+STRANGE = re.compile(rb"[\\\r\n!]")
 LONGEST_COMMAND = 120_000  # bytes; Linux passes no longer argument to the remote shell
 SLOWEST = 100_000  # bytes a second; a file that travels slower than this is given up
 PATIENCE = 60.0  # seconds for a small file
@@ -264,9 +266,17 @@ class SSHTunnel(Tunnel):
     def _execute(self, argv: list[str], source: BinaryIO | None, timeout: float | None) -> tuple[int, bytes, bytes]:
         from executors.ssh.connection import connection
 
-        command = os.fsencode(shlex.join(argv))
+        command = _for_any_shell(os.fsencode(shlex.join(argv)))
         if len(command) > LONGEST_COMMAND:
             raise TunnelError(
                 f"a command of {len(command):,} bytes is longer than {self.name} takes", hint="send it as its input"
             )
         return connection(self._host()).execute(command, source, timeout)
+
+
+def _for_any_shell(line: bytes) -> bytes:
+    """A line for sh as a line that every login shell hands to sh unchanged."""
+    if not STRANGE.search(line):
+        return line
+    plain = b"".join(b"\\0%03o" % byte if not chr(byte).isalnum() or byte > 127 else bytes([byte]) for byte in line)
+    return b"""sh -c 'eval "exec $(printf %b "$0")"' '""" + plain + b"'"

@@ -17,7 +17,7 @@ import pytest
 
 from executors.tunnel import LocalTunnel, SSHTunnel, Tunnel
 from launcher.errors import TunnelError
-from tests.labs.machine import until
+from tests.labs.machine import require_packages, until
 from tests.labs.sshd import Sshd
 
 HOSTILE = [
@@ -259,6 +259,18 @@ def test_what_a_login_shell_prints_is_left_out(make_sshd: Callable[..., Sshd]) -
     assert (done.stdout, done.stderr) == (b"out\n", b"err\n")
     tunnel.put(b"data", f"{noisy.home}/noisy")
     assert tunnel.read(f"{noisy.home}/noisy") == b"data"
+
+
+def test_a_login_shell_that_is_not_sh(make_sshd: Callable[..., Sshd]) -> None:
+    """csh expands ! and ends a quoted text at the end of a line."""
+    require_packages("tcsh")
+    server = make_sshd(more='ForceCommand exec tcsh -c "$SSH_ORIGINAL_COMMAND"')
+    tunnel = SSHTunnel("lab", ssh_config=server.ssh_config(), job_dir=f"{server.home}/csh")
+    for words in (HOSTILE, *([word] for word in HOSTILE)):
+        done = tunnel.run(["printf", "%s\\0", *words], timeout=10)
+        assert done.stdout.split(b"\0")[:-1] == [os.fsencode(word) for word in words]
+    tunnel.put(b"data", f"{tunnel.job_dir}/new\nline!!")
+    assert tunnel.read(f"{tunnel.job_dir}/new\nline!!") == b"data"
 
 
 def test_an_account_that_runs_no_commands(make_sshd: Callable[..., Sshd]) -> None:
