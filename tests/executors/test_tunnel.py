@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import stat
@@ -70,6 +71,20 @@ def test_outputs_and_input_of_any_size_at_once(tunnel: Tunnel) -> None:
 
 def test_a_command_need_not_read_its_input(tunnel: Tunnel) -> None:
     assert tunnel.run(["true"], input=bytes(20_000_000), timeout=20).status == 0
+
+
+class Slow(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        time.sleep(0.2)
+        return super().read(1)
+
+
+def test_a_command_is_over_when_its_input_is(sshd: Sshd) -> None:
+    """Else its end would cross with that of the input, on which sshd ends the connection."""
+    source = Slow(b"xyz")
+    tunnel = SSHTunnel("lab", ssh_config=sshd.ssh_config(), job_dir=str(sshd.home))
+    assert tunnel._run(["true"], source, 10).status == 0
+    assert source.tell() == 3
 
 
 def test_the_status_is_the_commands(tunnel: Tunnel) -> None:
@@ -217,6 +232,8 @@ def test_a_launcher_killed_while_it_sends_leaves_no_half_file(tunnel: Tunnel, tm
     parts = Path(tunnel.job_dir)
     try:
         until(lambda: any(size > 2**20 for size in sizes(parts)), 30, "the beginning")
+        if isinstance(tunnel, SSHTunnel):  # here, it may have come to its end, and its mode, already
+            assert [stat.S_IMODE(part.stat().st_mode) for part in parts.glob(".*.part")] == [0o600]
     finally:
         process.kill()
         process.wait()
@@ -243,6 +260,11 @@ def test_a_launcher_killed_while_it_sends_leaves_no_half_file(tunnel: Tunnel, tm
 def test_settings_that_cannot_work_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(TunnelError, match=message):
         SSHTunnel(**{"host": "lab", "job_dir": "/jobs", **settings}).run(["true"], timeout=1)  # type: ignore[arg-type]
+
+
+def test_a_tunnel_costs_nothing_before_it_is_used() -> None:
+    code = "import sys, executors.tunnel as t; t.SSHTunnel('lab', job_dir='/jobs').check(); print('paramiko' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
 
 
 def test_a_command_that_no_shell_takes_is_refused(sshd: Sshd) -> None:

@@ -111,10 +111,12 @@ def test_clusters_do_not_mix(make_sshd: Callable[..., Sshd]) -> None:
 
 
 def test_a_server_that_allows_fewer_channels(make_sshd: Callable[..., Sshd]) -> None:
-    tunnel = tunnel_to(make_sshd(more="MaxSessions 2"))
+    server = make_sshd(more="MaxSessions 2")
+    tunnel = tunnel_to(server)
     with ThreadPoolExecutor(8) as pool:
         done = pool.map(lambda n: tunnel.run(["sh", "-c", f"sleep 0.1; echo {n}"], timeout=20).stdout, range(16))
     assert list(done) == [f"{n}\n".encode() for n in range(16)]
+    assert 0 < server.log().count("no more sessions") <= 8  # it is learnt, not tried over and over
 
 
 def test_a_server_that_allows_no_channel(make_sshd: Callable[..., Sshd]) -> None:

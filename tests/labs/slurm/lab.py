@@ -52,6 +52,9 @@ PACKAGES = (
     "openssh-server",
     "openssh-client",
     "iproute2",
+    "gcc",
+    "libc6-dev",
+    "libslurm-dev",
 )
 ROOT = Path(__file__).resolve().parents[3]
 BY_HAND = "by_hand"  # a user of the lab that never dies
@@ -84,6 +87,17 @@ class SlurmLab:
     @property
     def job_dir(self) -> str:
         return str(self.sshd.home / f"jobs_{os.getpid()}")
+
+    def image(self, name: str) -> Path:
+        """A root file system for --container-image, whose programs are the node's once /usr and /etc are mounted."""
+        folder = self.folder / "images" / name
+        folder.mkdir(parents=True)
+        for link in ("bin", "lib", "lib64", "sbin"):
+            (folder / link).symlink_to(f"usr/{link}")
+        (folder / "tmp").mkdir()
+        (folder / "tmp").chmod(0o1777)  # where Slurm starts a task whose folder is not in the image
+        (folder / "in_the_image").touch()
+        return folder
 
     def command(self, *argv: str, timeout: float = 60) -> str:
         """What a command of Slurm's prints, run here as root (to look, or to break something). Raises LabError."""
@@ -293,7 +307,7 @@ class SlurmLab:
         _write(self.etc / "slurmdbd.conf", settings.slurmdbd_conf(self.run, self.log, self.state), "slurm", 0o600)
         _write(self.etc / "gres.conf", settings.gres_conf(self.state / "dev"))
         _write(self.etc / "cgroup.conf", "")
-        _write(self.etc / "plugstack.conf", "")
+        _write(self.etc / "plugstack.conf", f"required {self._plugin()}\n")
         _write(self.etc / "hosts", settings.hosts())
         for gpu in range(settings.GPUS):
             device = self.state / "dev" / f"nvidia{gpu}"
@@ -304,6 +318,17 @@ class SlurmLab:
             _ip("link", "add", settings.BRIDGE, "type", "bridge")
             _ip("addr", "add", f"{settings.address(0)}/24", "dev", settings.BRIDGE)
             _ip("link", "set", settings.BRIDGE, "up")
+
+    def _plugin(self) -> Path:
+        """The stand-in for Pyxis, which gives srun its --container options."""
+        plugin = self.state / "container.so"
+        if not plugin.exists():
+            source = Path(__file__).parent / "container.c"
+            command = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(plugin), str(source)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+            if done.returncode:
+                raise LabError(done.stderr)
+        return plugin
 
     def _start_munged(self) -> None:
         if self.daemons.pid("munged") is None:

@@ -37,6 +37,24 @@ def test_a_job_on_two_nodes_is_run_and_accounted_for(slurm_lab: SlurmLab, tunnel
     assert said(tunnel, "sacct", "-nXPj", job, "-o", "account,user,exitcode").strip() == "proj-a|alice|0:0"
 
 
+def test_a_task_in_a_container(slurm_lab: SlurmLab, tunnel: SSHTunnel) -> None:
+    tunnel.put(b"seen", f"{tunnel.job_dir}/file")
+    image = slurm_lab.image("plain")
+    container = [f"--container-image={image}", "--container-workdir=/work"]
+    mounts = f"--container-mounts=/usr:/usr:ro,/etc:/etc:ro,{tunnel.job_dir}:/work"
+    look = 'ls /; cat file; echo made >made; grep -o " /usr [^ ]* ro" /proc/mounts'
+    shown = said(tunnel, "srun", "--account=proj-a", *container, mounts, "sh", "-c", look)
+    assert "in_the_image" in shown
+    assert "home" not in shown
+    assert "\nseen /usr " in shown
+    assert tunnel.read(f"{tunnel.job_dir}/made") == b"made\n"
+    broken = tunnel.run(
+        ["srun", "--account=proj-a", *container, "--container-mounts=/no/folder:/x", "true"], timeout=60
+    )
+    assert broken.status != 0
+    assert b"container: mounting /no/folder: No such file or directory" in broken.stderr
+
+
 def test_what_slurm_refuses(slurm_lab: SlurmLab, tunnel: SSHTunnel) -> None:
     done = tunnel.run(["sbatch", "--account=nobody", "--wrap=true"], timeout=30)
     assert done.status == 1
