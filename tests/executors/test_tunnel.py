@@ -263,7 +263,8 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, object], mess
 
 
 def test_a_tunnel_costs_nothing_before_it_is_used() -> None:
-    code = "import sys, executors.tunnel as t; t.SSHTunnel('lab', job_dir='/jobs').check(); print('paramiko' in sys.modules)"
+    code = "import sys; from executors.tunnel import SSHTunnel; SSHTunnel('lab', job_dir='/jobs').check()\n"
+    code += "print('paramiko' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
 
 
