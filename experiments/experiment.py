@@ -73,6 +73,7 @@ class Experiment:
         self._store = Store()
         self._added: list[Added] = []
         self._has_run = False
+        self._planned = False
         self._warned: set[str] = set()
 
     @classmethod
@@ -103,7 +104,9 @@ class Experiment:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        return None
+        if error is None and self._added and not self._planned and not self._has_run:
+            unrun = f"experiment {self.title!r} was left without a run: none of its tasks starts"
+            self._warn([f"{unrun}\n  try: experiment.run()"])
 
     @property
     def folder(self) -> Path:
@@ -136,7 +139,8 @@ class Experiment:
         if self._has_run:
             raise ConfigError(f"experiment {self.id} has run already", hint=f"run.Experiment({self.title!r})")
         if isinstance(dependencies, str) or not all(isinstance(need, str) for need in dependencies):
-            raise ConfigError(f"dependencies is {dependencies!r}; it is a list of tasks' names", hint="[...]")
+            hint = repr([dependencies]) if isinstance(dependencies, str) else "[...]"
+            raise ConfigError(f"dependencies is {dependencies!r}; it is a list of tasks' names", hint=hint)
         together = isinstance(task, list | tuple)
         tasks: list[Any] = list(task) if isinstance(task, list | tuple) else [task]
         if executor is None:
@@ -219,7 +223,8 @@ class Experiment:
         if not self._added:
             raise ConfigError(f"experiment {self.title!r} has no task", hint="experiment.add(...)")
         needs_in(self._added)
-        return plans_of(self._added, self.id, self.folder)
+        self._planned = True
+        return plans_of(self._added, self.id, self.folder, self._warn)
 
     def dryrun(self) -> None:
         """Print exactly what would run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from executors.base import Executor, Plan, Task
 from executors.environment import defaults
 from experiments.graph import Added
-from experiments.provenance import code_state, import_path, launch_script, left_behind, script_folder
+from experiments.provenance import (
+    code_state,
+    import_path,
+    imported_only_here,
+    launch_script,
+    left_behind,
+    script_folder,
+)
 from launcher.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,8 +28,12 @@ CODE = "code"
 task's folder is called so."""
 
 
-def plans_of(tasks: Sequence[Added], experiment_id: str, folder: Path) -> list[Plan]:
+def plans_of(
+    tasks: Sequence[Added], experiment_id: str, folder: Path, warn: Callable[[Sequence[str]], None] = lambda texts: None
+) -> list[Plan]:
     """A plan for each task, where `folder` is to be the experiment's. Nothing is written or started.
+
+    warn: is told of modules that the launch script has imported and its tasks will not find.
 
     Raises LaunchError for what cannot run.
     """
@@ -42,6 +53,8 @@ def plans_of(tasks: Sequence[Added], experiment_id: str, folder: Path) -> list[P
                 f"task {task.name!r} uses module {missing[0]!r}, and {missing[1]} is not in the package of its code",
                 hint="git add it, or packager=run.Packager() to run everything where it lies",
             )
+        if package is not None:
+            warn([_left_behind(name, file) for name, file in imported_only_here(task.call, package, path, script)])
         plans.append(
             task.executor.plan(
                 Task(
@@ -65,6 +78,13 @@ def plans_of(tasks: Sequence[Added], experiment_id: str, folder: Path) -> list[P
         executor = next(task.executor for task in tasks if task.group == group)
         executor.check_together([plan for plan in plans if plan.group == group])
     return plans
+
+
+def _left_behind(name: str, file: Path) -> str:
+    return (
+        f"module {name!r} is imported here, and {file} is not in the package of the code: a task that imports it fails"
+        "\n  try: git add it, or packager=run.Packager() to run everything where it lies"
+    )
 
 
 class _Packages:

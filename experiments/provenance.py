@@ -84,6 +84,39 @@ def left_behind(call: Any, package: Package, path: list[str]) -> tuple[str, Path
     return None
 
 
+def imported_only_here(call: Any, package: Package, path: list[str], script: Path | None) -> list[tuple[str, Path]]:
+    """Modules, and their files, that are imported in this process and that a package does not hold, by name.
+
+    None of them where the task's code is all installed: then nothing of the user's is imported for it. Whether a task
+    needs them is not known: what stands under `if __name__ == "__main__":` is imported here alone.
+    """
+    used = [script] if script is not None and _names_a_script(call) else []
+    origins = [getattr(sys.modules.get(name), "__file__", None) for name in _modules_in(call)]
+    used += [Path(os.path.realpath(origin)) for origin in origins if origin]
+    if not any(package.locate(file) for file in used):
+        return []
+    found = []
+    for name, module in sorted(sys.modules.items()):
+        origin, top = getattr(module, "__file__", None), sys.modules.get(name.partition(".")[0])
+        if not origin or top is None or name == SCRIPT_MODULE or _import_folder(top.__name__, top) not in path:
+            continue
+        file = Path(os.path.realpath(origin))
+        if file != script and file.is_relative_to(package.root) and package.locate(file) is None:
+            found.append((name, file))
+    return found
+
+
+def _names_a_script(call: Any) -> bool:
+    """Whether a task names something in a file that is no module: the launch script, or a workspace."""
+    if isinstance(call, list):
+        return any(map(_names_a_script, call))
+    if not isinstance(call, dict):
+        return False
+    return any(key[:1] == "$" and isinstance(value, dict) and "file" in value for key, value in call.items()) or any(
+        map(_names_a_script, call.values())
+    )
+
+
 def _modules_in(call: Any) -> set[str]:
     if isinstance(call, list):
         return {name for item in call for name in _modules_in(item)}

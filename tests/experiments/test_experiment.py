@@ -1,5 +1,6 @@
 """Whole experiments: what is left in the folder, and what is said when a launcher is interrupted or killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -262,6 +263,21 @@ def test_plugins_change_the_experiments_own_copies() -> None:
 
     with pytest.raises(ConfigError, match="max_steps is 'many'"):
         run.Experiment("e").add(recipe, executor=executor, plugins=[Wrong()])
+
+
+def test_an_experiment_that_is_left_without_a_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with run.Experiment("forgotten") as experiment:
+        experiment.add(run.Script(inline="true"))
+    assert capsys.readouterr().err == (
+        "warning: experiment 'forgotten' was left without a run: none of its tasks starts\n  try: experiment.run()\n"
+    )
+    with run.Experiment("shown") as experiment:
+        experiment.add(run.Script(inline="true"))
+        experiment.dryrun()
+    with run.Experiment("empty"), contextlib.suppress(ZeroDivisionError), run.Experiment("broken") as experiment:
+        experiment.add(run.Script(inline="true"))
+        raise ZeroDivisionError
+    assert capsys.readouterr().err == ""
 
 
 def test_a_dry_run_prints_what_would_run_and_does_nothing(

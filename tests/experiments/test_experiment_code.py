@@ -130,6 +130,23 @@ def test_a_module_that_does_not_travel_is_named_before_anything_runs(repository:
     assert not Store().folder.exists()
 
 
+def test_a_module_that_is_imported_and_does_not_travel_is_warned_of(repository: Path) -> None:
+    """Whether tasks need it cannot be known: here they do not."""
+    (repository / "work/plots.py").write_text("")
+    (repository / "work/train.py").write_text(
+        "import launcher as run\nimport helper\ndef task():\n    return helper.VALUE\n"
+        "if __name__ == '__main__':\n    import plots\n"
+        "    print(run.run(run.Partial(task)).value)\n    print(run.run(run.Script(inline='ls')).value)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "train.py"], cwd=repository / "work", capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "dirty\nNone\n"
+    assert done.stderr.count("warning: ") == 1
+    assert f"module 'plots' is imported here, and {repository / 'work/plots.py'} is not in the package" in done.stderr
+    assert "helper" not in done.stderr
+
+
 def test_a_configuration_that_was_read_does_not_launch(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
