@@ -24,8 +24,15 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
     line = None
     while trace is not None:
-        code = trace.tb_frame.f_code
-        if not is_ours(code.co_filename) and os.path.dirname(code.co_filename) != os.path.dirname(os.__file__):
-            line = place(code.co_filename, trace.tb_lineno)
+        file, name = trace.tb_frame.f_code.co_filename, trace.tb_frame.f_globals.get("__name__")
+        if name == "__main__" or not (is_ours(file) or _is_installed(file)):
+            line = place(file, trace.tb_lineno)
         trace = trace.tb_next
-    sys.stderr.write(f"error: {error}\n" + (f"  at: {line}\n" if line and line != error.where else ""))
+    sys.stderr.write(f"error: {error}\n" + (f"  at: {line}\n" if line and not error.where else ""))
+
+
+def _is_installed(file: str) -> bool:
+    """Whether it is Python's own, a package of somebody else's, or Gemma's code: no line to send a user to."""
+    gemma = os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(__file__))), "gemma_models", "")
+    installed = "/site-packages/" in file or "/dist-packages/" in file
+    return installed or os.path.dirname(file) == os.path.dirname(os.__file__) or file.startswith(gemma)

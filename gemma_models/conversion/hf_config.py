@@ -23,7 +23,7 @@ def read_hf_config(folder: Path) -> GemmaConfig:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder} holds no config.json",
+            f"{folder} holds no config.json" if folder.is_dir() else f"the folder {folder} does not exist",
             hint="name the folder of a Hugging Face Gemma checkpoint, or the checkpoints/step_N of a run",
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -77,7 +77,7 @@ def read_info(folder: Path) -> CheckpointInfo:
     except FileNotFoundError:
         raise CheckpointError(
             f"there is no checkpoint in {folder}",
-            hint="import one first: gemma_models.import_checkpoint(source, output)",
+            hint="import one first: gemma-launch import source=... output=..., or gemma_models.import_checkpoint",
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}", hint="restore the folder from a copy") from None

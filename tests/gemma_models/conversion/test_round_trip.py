@@ -112,7 +112,7 @@ def refuses(source: Path, tmp_path: Path, text: str) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    refuses(tmp_path / "nowhere", tmp_path, "holds no config.json")
+    refuses(tmp_path / "nowhere", tmp_path, "nowhere does not exist")
 
 
 def test_config_json_that_is_not_json(source: Path, tmp_path: Path) -> None:
