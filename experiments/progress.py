@@ -45,8 +45,8 @@ class Plain:
         if metrics == shown or (now - when < PLAIN_INTERVAL and not last):
             return
         self._shown[name] = now, dict(metrics)
-        step = f"step {metrics.get('step', 0)}/{metrics.get('max_steps', '?')}"
-        print(f"{printable(name)}: {step}  {describe(metrics)}", file=sys.stderr, flush=True)
+        step = f"step {metrics.get('step', 0)}/{metrics['max_steps']}  " if "max_steps" in metrics else ""
+        print(f"{printable(name)}: {step}{describe(metrics)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         return None

@@ -136,7 +136,11 @@ class _Override:
             elif index:
                 steps.append(_Step("key", index["key"] if index["quote"] else index["bare"], *index.span()))
             else:
-                self._fail(f"this is not an override{_after(text, at)}", instead="name.name=value")
+                named = steps and at == len(text)
+                self._fail(
+                    f"this is not an override{_after(text, at)}",
+                    instead=f"{text[:_SHOWN]}=..." if named else "name.name=value",
+                )
             at = steps[-1].end
         return steps, operator[0], text[operator.end() :]
 

@@ -16,7 +16,7 @@ import click
 
 from launcher.cli.usage import UsageError
 from launcher.cli.workspace import Workspace, load, shown
-from launcher.errors import ConfigError, LaunchError
+from launcher.errors import LaunchError
 from launcher.places import called
 
 if TYPE_CHECKING:
@@ -75,14 +75,14 @@ def launch(entrypoint: str, function: str, options: Options) -> None:
 def _task(entrypoint: str, function: str, options: Options, workspace: Workspace) -> tuple[Any, str, str]:
     """The task before overrides; the title that it has by itself; and where it comes from, to be shown."""
     from launcher.cli.recipes import build_recipe, listed, made_for
-    from launcher.config import Partial, task_name
+    from launcher.config import Partial
 
     if options.yaml is not None:
         from launcher.serialization import from_yaml
 
         found = from_yaml(_read(Path(options.yaml)), source=options.yaml)
         task = made_for(entrypoint, found, f"--yaml {shlex.quote(options.yaml)}")
-        return task, task_name(task), options.yaml
+        return task, Path(options.yaml).stem, options.yaml
     if options.factory is not None:
         task, name, defined = build_recipe(entrypoint, options.factory, workspace)
         return task, name, f"{options.factory}  ({defined})"
@@ -95,7 +95,7 @@ def _task(entrypoint: str, function: str, options: Options, workspace: Workspace
             return Partial(getattr(api, function)), entrypoint, f"gemma_models.{function}"
     known = listed(entrypoint, workspace)
     example = next((text for text in options.overrides if text in known), next(iter(known)))
-    raise ConfigError(
+    raise UsageError(
         f"{entrypoint} needs a recipe; there are {', '.join(known)}",
         hint=f"gemma-launch {entrypoint} --factory {example}",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,8 @@ def build_recipe(entrypoint: str, text: str, workspace: Workspace) -> tuple[Any,
     from launcher.config import Partial
 
     known = listed(entrypoint, workspace)
-    name = called_name(text, f"--factory {next(iter(known), 'NAME')}")
+    begun = re.match(r"\w*", text)[0]  # type: ignore[index]
+    name = called_name(text, f"--factory {begun if begun in known else next(iter(known), 'NAME')}")
     if name in workspace.recipes:
         task = _call(text, workspace.recipes[name], workspace)
         if not isinstance(task, Partial):
@@ -58,7 +60,7 @@ def build_recipe(entrypoint: str, text: str, workspace: Workspace) -> tuple[Any,
     elif not known:
         raise ConfigError(f"{entrypoint} has no recipes, only arguments", hint=f"gemma-launch {entrypoint} --help")
     else:
-        near = _annotation(name, workspace) or nearest(name, known)
+        near = _annotation(name, workspace) or nearest(name, known) or _elsewhere(workspace)
         raise ConfigError(f"there is no recipe of {entrypoint} named {name!r}; there {_enumerate(known)}", hint=near)
     return made_for(entrypoint, task, f"--factory {shlex.quote(text)}", known[name]), name, known[name]
 
@@ -70,7 +72,7 @@ def build_executor(text: str, workspace: Workspace) -> Executor:
     name = called_name(text, "--executor local")
     if name not in workspace.executors:
         known = ["local", *workspace.executors]
-        near = _annotation(name, workspace) or nearest(name, known)
+        near = _annotation(name, workspace) or nearest(name, known) or _elsewhere(workspace)
         raise ConfigError(f"there is no executor named {name!r}; there {_enumerate(known)}", hint=near)
     executor = _call(text, workspace.executors[name], workspace)
     if not isinstance(executor, Executor):
@@ -130,7 +132,11 @@ def made_for(entrypoint: str, task: Any, given: str, defined: str | None = None)
     if entrypoint in ("train", own):
         return task
     if entrypoint == "validate":
-        return validation_of(task)
+        from launcher.lazy_fiddle import history
+
+        place = history.Location(defined or given, 0, None)  # no line of the user's makes what holds the parts
+        with history.custom_location(lambda: place):
+            return validation_of(task)
     other = own if own in ("pretrain", "finetune", "validate", "import", "export", "generate") else "train"
     raise ConfigError(
         f"{given} is a recipe of {own}, not of {entrypoint}", where=defined, hint=f"gemma-launch {other} {given}"
@@ -142,6 +148,11 @@ def _annotation(name: str, workspace: Workspace) -> str | None:
     if name not in workspace.unknown:
         return None
     return f"say what it returns: def {name}(...) -> run.Partial[Any], in {workspace.unknown[name].defined}"
+
+
+def _elsewhere(workspace: Workspace) -> str | None:
+    """What to do where one's own are not known, because their file is not here."""
+    return None if workspace.file else "--workspace FILE, or cd to where your gemma_workspace.py is: there is none here"
 
 
 def _enumerate(names: Any) -> str:

@@ -37,5 +37,7 @@ def explain(error: click.UsageError) -> str:
         message = f"there is no option {error.option_name}"
         options = [name for option in error.ctx.command.params for name in option.opts] if error.ctx else []
         hint = nearest(error.option_name, options)
+        if "." in error.option_name:
+            hint = f"{error.option_name.lstrip('-')}=..., without the dashes"
     path = error.ctx.command_path if error.ctx else "gemma-launch"
     return f"{message}\n  try: {hint or f'{path} --help'}"

@@ -58,5 +58,5 @@ def test_every_line_runs(folder: Path) -> None:
     assert len(output("generate").splitlines()) >= 2
     assert output("import") == "imported\n"
     assert (folder / "exported" / "model.safetensors").exists()
-    assert sorted(record.title for record in Store().all()) == ["longer", "pretrain", "tiny"]
+    assert sorted(record.title for record in Store().all()) == ["longer", "tiny", "two"]
     assert output("experiment list").count("succeeded") == 3
