@@ -271,7 +271,8 @@ class Executor(Strict, ABC):
             if not isinstance(value, str) or "\0" in value:
                 raise ExecutorError(
                     f"{name}.env_vars[{key!r}] is of type {type(value).__name__}; a variable's value is a str "
-                    "without NUL characters"
+                    "without NUL characters",
+                    hint=None if isinstance(value, str) else "str(...)",
                 )
             try:
                 os.fsencode(key + value)

@@ -25,6 +25,18 @@ def run(
     task: Call[Any] | Script,
     executor: Executor | None = None,
     *,
+    dryrun: Literal[True],
+    detach: bool = False,
+    name: str | None = None,
+    tail_logs: bool = False,
+    plugins: Sequence[Plugin] = (),
+    progress: bool | None = None,
+) -> None: ...
+@overload
+def run(
+    task: Call[Any] | Script,
+    executor: Executor | None = None,
+    *,
     detach: Literal[True],
     name: str | None = None,
     plugins: Sequence[Plugin] = (),
@@ -45,6 +57,7 @@ def run(
     task: Any,
     executor: Executor | None = None,
     *,
+    dryrun: bool = False,
     direct: bool = False,
     detach: bool = False,
     name: str | None = None,
@@ -54,6 +67,7 @@ def run(
 ) -> Any:
     """Run a task and wait for it.
 
+    dryrun: print exactly what would run, and return None; nothing is started.
     direct: in this process: a breakpoint works, an exception is the task's own, its return value is returned. While it
         runs, a training on GPUs has the environment variables that it should have (see executors.environment).
     executor: where else; without one, a LocalExecutor with one process. It runs as an experiment titled `name` (by
@@ -67,6 +81,10 @@ def run(
     KeyboardInterrupt after a Ctrl-C, when every process has ended.
     """
     if direct:
+        if dryrun:
+            from launcher.errors import ConfigError
+
+            raise ConfigError("direct=True has no dry run: there are no processes to show", hint="one of the two")
         return _run_here(task, executor)
     from launcher.shadowing import require_own_packages
 
@@ -76,6 +94,9 @@ def run(
 
     with Experiment(_name(task) if name is None else name) as experiment:
         experiment.add(task, executor=executor or LocalExecutor(), plugins=plugins)
+        if dryrun:
+            experiment.dryrun()
+            return None
         results = experiment.run(detach=detach, tail_logs=tail_logs, progress=progress)
     return experiment if detach else results[0]
 

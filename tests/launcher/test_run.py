@@ -54,6 +54,20 @@ def test_direct_and_an_executor_contradict_each_other() -> None:
         run.run(run.Partial(report_rank), run.LocalExecutor(), direct=True)  # type: ignore[call-overload]
 
 
+def test_a_dry_run_shows_what_would_run_and_starts_nothing(
+    launcher_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = run.Partial(report_rank)
+    run.run(task, run.LocalExecutor(ntasks_per_node=2), name="shown", dryrun=True)
+    shown = capsys.readouterr()
+    assert shown.out.startswith("experiment shown-")
+    assert "ranks   2 (1 x 2)" in shown.out
+    assert shown.err == ""
+    assert not (launcher_home / "experiments").exists()
+    with pytest.raises(ConfigError, match="no dry run"):
+        run.run(task, direct=True, dryrun=True)  # type: ignore[call-overload]
+
+
 def test_a_result_names_its_experiment_and_folder(launcher_home: Path) -> None:
     result = run.run(run.Partial(train, trainer=run.Config(Trainer, max_steps=7)), name="a title", progress=False)
     assert result.value == {"max_steps": 7, "lr": 1e-4, "same": False, "scale": 1.0}
