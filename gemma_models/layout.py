@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gemma_models.architectures import GemmaConfig
-from gemma_models.settings import MegatronOptimizer, Trainer
+from gemma_models.settings import LoRA, MegatronOptimizer, Trainer
 from launcher.config import Call, Partial, build, where
 from launcher.errors import ConfigError, LaunchError, RanksError
 
@@ -41,6 +41,8 @@ def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
         check_training(model, trainer, getattr(recipe.data, "seq_length", 1), ranks)
         if schedule:
             check_schedule(build(recipe.optim), trainer.max_steps)
+        if isinstance(lora := build(getattr(recipe, "peft", None)), LoRA):
+            check_adapters(lora)
     except LaunchError as error:
         if error.where is None:
             error.where = _blame(recipe, error.message)
@@ -51,7 +53,7 @@ def _blame(recipe: Partial[Any], message: str) -> str | None:
     """Where the first value that the message names was set: "trainer.devices = 3 ..." -> the line of devices."""
     for word in message.replace(",", " ").split():
         *path, name = word.split(".")
-        if path and path[0] in ("model", "trainer", "data", "optim"):
+        if path and path[0] in ("model", "trainer", "data", "optim", "peft"):
             config: Any = recipe
             for part in path:
                 config = getattr(config, part)
@@ -92,6 +94,16 @@ def check_schedule(optim: MegatronOptimizer, max_steps: int) -> None:
         )
     if not 0.0 <= scheduler.min_lr <= lr:
         raise ConfigError(f"optim.lr_scheduler.min_lr = {scheduler.min_lr} is not between 0 and optim.config.lr = {lr}")
+
+
+def check_adapters(lora: LoRA) -> None:
+    """Raises ConfigError for numbers that no adapter can have; which layers are named, only the model knows."""
+    if lora.dim < 1:
+        raise ConfigError(f"peft.dim is {lora.dim}; the rank of an adapter is at least 1")
+    if not 0.0 <= lora.dropout < 1.0:
+        raise ConfigError(f"peft.dropout is {lora.dropout}; it must be at least 0 and below 1")
+    if not lora.target_modules:
+        raise ConfigError("peft.target_modules is empty", hint="peft=None trains the whole model")
 
 
 def _check_layout(model: GemmaConfig, trainer: Trainer) -> None:

@@ -13,6 +13,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.module import MegatronModule
 
+from gemma_models.layout import check_adapters
 from gemma_models.settings import LoRA
 from launcher.errors import ConfigError
 
@@ -80,7 +81,7 @@ def apply_lora(model: torch.nn.Module, lora: LoRA) -> None:
 
     Raises ConfigError where a target matches nothing, or where the adapter cannot be split as the layer is.
     """
-    _check(lora)
+    check_adapters(lora)
     for parameter in model.parameters():
         parameter.requires_grad = False
     unmatched = set(lora.target_modules)
@@ -121,12 +122,3 @@ def merge_lora(model: torch.nn.Module) -> None:
         if isinstance(module, LoRALinear):
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, module.merged())
-
-
-def _check(lora: LoRA) -> None:
-    if lora.dim < 1:
-        raise ConfigError(f"peft.dim is {lora.dim}; the rank of an adapter is at least 1")
-    if not 0.0 <= lora.dropout < 1.0:
-        raise ConfigError(f"peft.dropout is {lora.dropout}; it must be at least 0 and below 1")
-    if not lora.target_modules:
-        raise ConfigError("peft.target_modules is empty", hint="peft=None trains the whole model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -33,8 +34,14 @@ def checkpoint_folder(path: str | Path) -> Path:
         )
     folder = Path(text).expanduser()
     if not folder.is_dir():
-        raise CheckpointError(f"the checkpoint folder {text!r} does not exist")
+        fetch = f"hf download {text} --local-dir FOLDER, and name the folder" if _is_hub_name(text) else None
+        raise CheckpointError(f"the checkpoint folder {text!r} does not exist", hint=fetch)
     return folder
+
+
+def _is_hub_name(text: str) -> bool:
+    """Whether it reads like a model of the Hugging Face hub, which is not fetched here: google/gemma-3-1b-pt."""
+    return re.fullmatch(r"[\w-]+/[\w.-]*gemma[\w.-]*", text) is not None
 
 
 def find_resume(folder: Path, resume: AutoResume) -> Path | None:

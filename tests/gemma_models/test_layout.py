@@ -10,7 +10,7 @@ import pytest
 import launcher
 from gemma_models import gemma3_1b
 from gemma_models.architectures import ARCHITECTURES
-from gemma_models.layout import check_training
+from gemma_models.layout import check_recipe, check_training
 from gemma_models.settings import MegatronStrategy, Trainer
 from launcher.errors import ConfigError
 
@@ -101,3 +101,12 @@ def test_a_recipe_is_checked_before_it_is_queued(tmp_path: Path) -> None:
     assert recipe_line.endswith(f"test_layout.py:{number}")
     assert executor_line.endswith(f"test_layout.py:{number + 2} (the executor)")
     assert list(tmp_path.rglob("task.json")) == []
+
+
+def test_an_adapter_that_cannot_be_is_found_before_anything_runs() -> None:
+    recipe = gemma3_1b.finetune_recipe(peft_scheme="lora")
+    recipe.data.train_path, recipe.resume.restore_config.path = "train.jsonl", "weights"
+    recipe.peft.dim = 0
+    with pytest.raises(ConfigError, match=r"peft\.dim is 0; the rank of an adapter is at least 1") as caught:
+        check_recipe(recipe, ranks=1)
+    assert "test_layout.py" in (caught.value.where or "")
