@@ -16,6 +16,7 @@ from experiments.provenance import (
     imported_only_here,
     launch_script,
     left_behind,
+    runs_code_of,
     script_folder,
 )
 from launcher.errors import ConfigError
@@ -46,6 +47,7 @@ def plans_of(
     path, script = import_path(), launch_script()
     packages = _Packages(launched_from, script)
     plans = []
+    looked_at: set[int] = set()  # packages, which `packages` holds as long as this runs
     for task in tasks:
         package, copy = packages.of(task.executor)
         if package is not None and (missing := left_behind(task.call, package, path)):
@@ -53,8 +55,9 @@ def plans_of(
                 f"task {task.name!r} uses module {missing[0]!r}, and {missing[1]} is not in the package of its code",
                 hint="git add it, or packager=run.Packager() to run everything where it lies",
             )
-        if package is not None:
-            warn([_left_behind(name, file) for name, file in imported_only_here(task.call, package, path, script)])
+        if package is not None and id(package) not in looked_at and runs_code_of(package, task.call, script):
+            looked_at.add(id(package))
+            warn([_left_behind(name, file) for name, file in imported_only_here(package, path, script)])
         plans.append(
             task.executor.plan(
                 Task(

@@ -84,17 +84,19 @@ def left_behind(call: Any, package: Package, path: list[str]) -> tuple[str, Path
     return None
 
 
-def imported_only_here(call: Any, package: Package, path: list[str], script: Path | None) -> list[tuple[str, Path]]:
-    """Modules, and their files, that are imported in this process and that a package does not hold, by name.
-
-    None of them where the task's code is all installed: then nothing of the user's is imported for it. Whether a task
-    needs them is not known: what stands under `if __name__ == "__main__":` is imported here alone.
-    """
+def runs_code_of(package: Package, call: Any, script: Path | None) -> bool:
+    """Whether a task names something in a package, and not only what is installed."""
     used = [script] if script is not None and _names_a_script(call) else []
     origins = [getattr(sys.modules.get(name), "__file__", None) for name in _modules_in(call)]
     used += [Path(os.path.realpath(origin)) for origin in origins if origin]
-    if not any(package.locate(file) for file in used):
-        return []
+    return any(package.locate(file) is not None for file in used)
+
+
+def imported_only_here(package: Package, path: list[str], script: Path | None) -> list[tuple[str, Path]]:
+    """Modules, and their files, that are imported in this process and that a package does not hold, by name.
+
+    Whether a task needs them is not known: what stands under `if __name__ == "__main__":` is imported here alone.
+    """
     found = []
     for name, module in sorted(sys.modules.items()):
         origin, top = getattr(module, "__file__", None), sys.modules.get(name.partition(".")[0])
