@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from executors.base import Executor, Failure, Handle, JobState, Plan, Status
+from experiments.interrupts import collected
 from experiments.progress import Monitor
 from experiments.store import EVENT_STATUS, TaskRecord
 from launcher.errors import LaunchError
@@ -67,7 +66,6 @@ class Conductor:
         self._monitor = monitor
         # What wakes us: a queue, because a signal handler may put into this one wherever it interrupts.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._signals = 0
         self._units: list[_Unit] = []
         groups: dict[str, _Unit] = {}
         for job in self._jobs:
@@ -90,11 +88,11 @@ class Conductor:
         ended; a second one leaves them no time for it.
         """
         handled = 0
-        with self._signals_counted(), self._monitor:
+        with collected(lambda: self._wake.put(None)) as signals, self._monitor:
             try:
                 while not all(job.status.final for job in self._jobs):
-                    if self._signals > handled:
-                        handled = self._signals
+                    if len(signals) > handled:
+                        handled = len(signals)
                         self._stop(self._units, now=handled > 1)
                     self._heed_requests()
                     self._start_what_can()
@@ -106,35 +104,8 @@ class Conductor:
             finally:
                 for job in self._jobs:
                     job.executor.clean(job.plan)
-        if self._signals:  # the last of them may have come when everything had ended
+        if signals:  # the last of them may have come when everything had ended
             raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def _signals_counted(self) -> Iterator[None]:
-        """Signals are counted rather than raised, so that none falls between starting something and noting it down.
-
-        One that somebody ignores (nohup) or handles already is left to them. Signals reach the main thread alone.
-        """
-
-        def count(number: int, frame: object) -> None:
-            self._signals += 1
-            self._wake.put(None)
-
-        taken = {}
-        if threading.current_thread() is threading.main_thread():
-            known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-            taken = {
-                number: handler
-                for number, handler in known.items()
-                if handler in (signal.SIG_DFL, signal.default_int_handler)
-            }
-        try:
-            for number in taken:
-                signal.signal(number, count)
-            yield
-        finally:
-            for number, handler in taken.items():
-                signal.signal(number, handler)
 
     def _sleep(self) -> None:
         with contextlib.suppress(queue.Empty):

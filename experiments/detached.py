@@ -20,6 +20,7 @@ from pathlib import Path
 
 from executors.base import Plan
 from experiments.conductor import Conductor, Job
+from experiments.interrupts import collected
 from experiments.owner import process as process_owner
 from experiments.progress import Monitor
 from experiments.store import ExperimentRecord, Store
@@ -33,25 +34,29 @@ LOG = "launcher.log"
 def start(record: ExperimentRecord) -> None:
     """Hand an experiment over; returns when it has been taken. Raises ExecutorError if it is not."""
     log = record.folder / LOG
-    with open(log, "ab") as errors:
-        process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), str(record.folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,  # a closed terminal, a Ctrl-C there, is not its affair
-        )
-    if process.stdout is None:
-        raise RuntimeError("a pipe was asked for")
+    process: subprocess.Popen[bytes] | None = None
     try:
+        with collected() as signals, open(log, "ab") as errors:
+            process = subprocess.Popen(
+                [sys.executable, os.path.abspath(__file__), str(record.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,  # a closed terminal, a Ctrl-C there, is not its affair
+            )
+        if signals:
+            raise KeyboardInterrupt
+        if process.stdout is None:
+            raise RuntimeError("a pipe was asked for")
         owner = process_owner(process.pid)
         for task in record.tasks:
             task.append("queued", owner=owner)  # should this launcher be killed here, nobody takes the tasks for lost
         with process.stdout:
             said = process.stdout.readline()
     except BaseException:  # a Ctrl-C, and it may have taken over by now
-        process.terminate()
-        process.wait()
+        if process is not None:
+            process.terminate()
+            process.wait()
         raise
     if said != READY:
         process.wait()

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 CHANNELS = 8  # commands at once; sshd's own limit is 10 by default
 CHUNK = 2**16
+RETRY = 0.05  # seconds
 KEEPALIVE = 30  # seconds; firewalls forget a connection on which nothing is said
 UNHEARD = 60_000  # milliseconds until the kernel gives up on a connection whose other end is gone
 
@@ -63,6 +65,7 @@ class Connection:
     def _channel(self, timeout: float | None) -> Iterator[tuple[paramiko.Transport, paramiko.Channel]]:
         import paramiko
 
+        patience = time.monotonic() + self.host.timeout
         while True:
             with self._free:
                 if not self._free.wait_for(lambda: self._busy < self._limit, timeout):
@@ -75,9 +78,12 @@ class Connection:
                     )
                 except paramiko.ChannelException as refused:
                     with self._free:
-                        if self._busy == 1:
+                        alone = self._busy == 1
+                        self._limit = max(1, self._busy - 1)  # its sshd allows fewer than is usual
+                    if alone:  # and counts one of ours that has ended for a moment longer
+                        if time.monotonic() > patience:
                             raise TunnelError(f"{self.host} opens no session: {refused.text}") from None
-                        self._limit = self._busy - 1  # its sshd allows fewer than is usual
+                        time.sleep(RETRY)
                     continue
                 try:
                     yield transport, channel
