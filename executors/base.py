@@ -104,7 +104,8 @@ class Plan:
     """Everything that would happen, as data. `files` are contents by name inside `folder`.
 
     `secrets` holds values that must not be shown: they are in no text that this class gives, only their names.
-    `package` is copied to `copy` before anything starts.
+    `gpus` are those that it waits for, where the place has no queue of its own. `package` is copied to `copy` before
+    anything starts.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Plan:
     secrets: dict[str, str] = field(repr=False)
     nodes: int
     ntasks_per_node: int
+    gpus: int = 0
     group: str | None = None
     package: Package | None = field(default=None, repr=False)
     copy: Path | None = None
@@ -133,6 +135,7 @@ class Plan:
             "code": None if self.copy is None else str(self.copy),
             "nodes": self.nodes,
             "ntasks_per_node": self.ntasks_per_node,
+            "gpus": self.gpus,
             "env": self.env,
             "secrets": sorted(self.secrets),
             "files": sorted(self.files),
@@ -153,6 +156,7 @@ class Plan:
             secrets={},
             nodes=found["nodes"],
             ntasks_per_node=found["ntasks_per_node"],
+            gpus=found["gpus"],
             group=found["group"],
             copy=None if found["code"] is None else Path(found["code"]),
         )
@@ -321,6 +325,8 @@ class Executor(Strict, ABC):
     @abstractmethod
     def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:
         """Have them run, as soon as there is room for them; plans of one group start together.
+
+        Those of a group may be of other executors of this class.
 
         `wake` is called, on any thread, when `poll` may have something new to say.
         """

@@ -103,6 +103,7 @@ class LocalExecutor(Executor):
             secrets=secrets,
             nodes=self.nodes,
             ntasks_per_node=self.ntasks_per_node,
+            gpus=self._gpus(env),
             group=task.group,
             package=task.package,
             copy=copy,
@@ -150,7 +151,7 @@ class LocalExecutor(Executor):
                 f"launcher='torchrun' needs torch, which {sys.executable} does not have",
                 hint="pip install 'gemma-launcher[train]', or launcher=None",
             )
-        handles = [Processes(plan, self.grace, self._gpus(plan), wake) for plan in plans]
+        handles = [Processes(plan, self.grace, wake) for plan in plans]
         together: dict[str, _Unit] = {}
         units: list[_Unit] = []
         for handle in handles:
@@ -171,18 +172,18 @@ class LocalExecutor(Executor):
         return list(handles)
 
     def check_together(self, plans: Sequence[Plan]) -> None:
-        wanted = [self._gpus(plan) for plan in plans]
+        wanted = sum(plan.gpus for plan in plans)
         known = gpus()
-        if known and len(plans) > 1 and sum(wanted) > len(known):
+        if known and len(plans) > 1 and wanted > len(known):
             raise ExecutorError(
-                f"{len(plans)} tasks are to run together on {sum(wanted)} GPUs, and this machine shows {len(known)}",
+                f"{len(plans)} tasks are to run together on {wanted} GPUs, and this machine shows {len(known)}",
                 hint="add them one by one, and they take turns; or set gpus_per_node",
             )
 
-    def _gpus(self, plan: Plan) -> int:
-        if VISIBLE in plan.env:
+    def _gpus(self, env: Mapping[str, str]) -> int:
+        if VISIBLE in env:
             return 0
-        return plan.ranks if self.gpus_per_node is None else self.nodes * self.gpus_per_node
+        return self.ranks if self.gpus_per_node is None else self.nodes * self.gpus_per_node
 
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
         # Here rather than on the thread that saw something end, which will not be there for long.
@@ -207,7 +208,7 @@ def _start_waiting() -> None:
     with _waiting_lock:
         while _waiting and _waiting[0].thread == threading.get_ident():
             handles = _waiting[0].handles
-            leases = MACHINE.lend([(handle.gpus, handle.cpus) for handle in handles])
+            leases = MACHINE.lend([(handle.plan.gpus, handle.plan.ranks) for handle in handles])
             if leases is None:
                 return
             _waiting.pop(0)

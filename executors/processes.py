@@ -56,14 +56,10 @@ def end_strays(folder: Path) -> None:
 class Processes(Handle):
     """A plan that waits for its turn, runs, or has ended. A thread waits on each process once it runs; the first to
     fail has the others ended.
-
-    `gpus` and `cpus` are what it wants of the machine.
     """
 
-    def __init__(self, plan: Plan, grace: float, gpus: int, wake: Callable[[], None]) -> None:
+    def __init__(self, plan: Plan, grace: float, wake: Callable[[], None]) -> None:
         self.plan = plan
-        self.gpus = gpus
-        self.cpus = plan.ranks
         self.ended = threading.Event()
         self.started = False
         self._grace = grace

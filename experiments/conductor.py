@@ -133,9 +133,12 @@ class Conductor:
                 busy = unit.running
 
     def _submit(self, unit: _Unit) -> None:
-        for executor, jobs in _by_executor(unit.jobs):
+        kinds: dict[type[Executor], list[Job]] = {}
+        for job in unit.jobs:  # by class: what starts together is submitted together, whatever else sets them apart
+            kinds.setdefault(type(job.executor), []).append(job)
+        for jobs in kinds.values():
             try:
-                handles = executor.submit([job.plan for job in jobs], lambda: self._wake.put(None))
+                handles = jobs[0].executor.submit([job.plan for job in jobs], lambda: self._wake.put(None))
             except LaunchError as error:
                 for job in jobs:
                     job.end = JobState(status=Status.FAILED, failure=Failure(rank=None, cause=str(error)))

@@ -106,6 +106,33 @@ def test_a_group_starts_together_and_is_needed_as_one(tmp_path: Path) -> None:
     assert record.task("after").events()[1]["time"] >= max(ended[:3])
 
 
+def test_a_group_on_executors_of_several_kinds_starts_together(tmp_path: Path) -> None:
+    """Each asks for all the machine has: one after the other they would wait for each other for ever."""
+    names, room = ["a", "b"], len(os.sched_getaffinity(0))
+    tasks = [
+        run.Script(inline=f"touch {name}; until [ -e {other} ]; do sleep 0.02; done")
+        for name, other in zip(names, names[::-1], strict=True)
+    ]
+    executors = [
+        run.LocalExecutor(ntasks_per_node=room, env_vars={"MARK": name}, packager=run.Packager()) for name in names
+    ]
+    with run.Experiment("kinds") as experiment:
+        experiment.add(tasks, executor=executors)
+        thread = threading.Thread(target=lambda: experiment.run(progress=False), daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+    assert set(statuses(experiment).values()) == {"succeeded"}
+
+
+def test_a_group_of_several_kinds_that_never_fits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    experiment = run.Experiment("too many")
+    executors = [run.LocalExecutor(gpus_per_node=0), run.LocalExecutor(ntasks_per_node=2), run.LocalExecutor()]
+    experiment.add([run.Partial(report_rank)] * 3, executor=executors)
+    with pytest.raises(ExecutorError, match="3 tasks are to run together on 3 GPUs, and this machine shows 2"):
+        experiment.run()
+
+
 def test_one_that_fails_ends_its_group(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
