@@ -11,25 +11,28 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
+import math
 import os
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from executors.architecture import Architecture, architecture_of
 from executors.secrets import split_secrets
 from launcher.errors import ExecutorError
 from launcher.strict import Strict
-from launcher.worker import TASK_VERSION
+from launcher.worker import STEP_TIMEOUT, TASK_VERSION
 
 if TYPE_CHECKING:
     from executors.packaging import Package, Packager
     from launcher.script import Script
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,8 @@ class Task:
     the file that Python was started with, if there is one. sys_path: where the launcher
     imports from. package: the code to run from a copy of (the folder `copy` of the experiment), None to run it where it
     lies; code: what is known of it. group: tasks of one group start together. defaults: variables that it gets unless
-    the user has set them (see executors.environment).
+    the user has set them (see executors.environment). after: the folders' names of the tasks that its place has it wait
+    for (see Executor.follows); the launcher sees to the others.
     """
 
     name: str
@@ -55,10 +59,15 @@ class Task:
     code: dict[str, Any] | None = None
     copy: str = "code"
     group: str | None = None
+    after: tuple[str, ...] = ()
     defaults: Mapping[str, str] = field(default_factory=dict)
 
-    def spec(self, *, folder: Path, copy: Path | None, python: str) -> dict[str, Any]:
-        """task.json, the worker's whole input, where the job's folder and the copy of the code are those."""
+    def spec(self, *, folder: Path, copy: Path | None, python: str, ours: Path | None = None) -> dict[str, Any]:
+        """task.json, the worker's whole input, where the job's folder and the copy of the code are those.
+
+        ours: on another machine, the folder there that has our packages. Nothing but `copy` and `ours` is there of
+        what lies here, and a recipe runs in `copy`, too.
+        """
 
         def moved(path: str) -> str:
             name = None if self.package is None else self.package.locate(Path(os.path.realpath(path)))
@@ -70,12 +79,17 @@ class Task:
             "experiment": self.experiment,
             "name": self.name,
             "code": self.code,
-            "sys_path": [moved(entry) for entry in self.sys_path],
+            "sys_path": [moved(entry) for entry in self.sys_path if ours is None or moved(entry) != entry],
             "moved": {path: moved(path) for path in map(str, code) if moved(path) != path},
         }
+        here = moved(str(self.launched_from))
+        if copy is not None and here == str(self.launched_from):  # started from a folder that is not in the package
+            here = str(copy)
+        if ours is not None:
+            spec["sys_path"] = [*(spec["sys_path"] or [str(copy or folder)]), str(ours)]
         if self.script is None:
-            # A path in a recipe means what it means in the terminal; code alone comes from the copy.
-            return {**spec, "folder": str(self.launched_from), "call": self.call}
+            # A path in a recipe means what it means in the terminal, where there is one; code comes from the copy.
+            return {**spec, "folder": str(self.launched_from) if ours is None else here, "call": self.call}
         file = str(folder / "script")
         if self.script.path and not self.script.m:
             own = os.path.normpath(self.launched_from / os.path.expanduser(self.script.path))
@@ -85,9 +99,6 @@ class Task:
                     f"task {self.name!r} runs {own}, which is not in the package of its code",
                     hint="git add it, or packager=run.Packager() to run everything where it lies",
                 )
-        here = moved(str(self.launched_from))
-        if copy is not None and here == str(self.launched_from):  # started from a folder that is not in the package
-            here = str(copy)
         return {**spec, "folder": here, "argv": self.script.command(python, file)}
 
 
@@ -105,7 +116,9 @@ class Plan:
 
     `secrets` holds values that must not be shown: they are in no text that this class gives, only their names.
     `gpus` are those that it waits for, where the place has no queue of its own. `package` is copied to `copy` before
-    anything starts.
+    anything starts. Where it runs on another machine, `remote` is its folder there, which `folder` mirrors, `job` what
+    the place knows it by, and `shown` names the files that a dry run prints. `follow`: what its ranks write is wanted
+    while it runs.
     """
 
     name: str
@@ -120,6 +133,10 @@ class Plan:
     group: str | None = None
     package: Package | None = field(default=None, repr=False)
     copy: Path | None = None
+    remote: Path | None = None
+    job: str = ""
+    shown: tuple[str, ...] = ()
+    follow: bool = False
 
     @property
     def ranks(self) -> int:
@@ -140,6 +157,8 @@ class Plan:
             "secrets": sorted(self.secrets),
             "files": sorted(self.files),
             "processes": [{"argv": list(process.argv), "env": process.env} for process in self.processes],
+            "remote": None if self.remote is None else str(self.remote),
+            "job": self.job,
         }
 
     @classmethod
@@ -159,11 +178,16 @@ class Plan:
             gpus=found["gpus"],
             group=found["group"],
             copy=None if found["code"] is None else Path(found["code"]),
+            remote=None if found["remote"] is None else Path(found["remote"]),
+            job=found["job"],
         )
 
     def to_text(self) -> str:
         """The plan for a person: one line a variable, one command a process, quoted as a shell would need it."""
-        lines = [f"folder  {self.folder}", f"ranks   {self.ranks} ({self.nodes} x {self.ntasks_per_node})"]
+        lines = [
+            f"folder  {self.remote or self.folder}",
+            f"ranks   {self.ranks} ({self.nodes} x {self.ntasks_per_node})",
+        ]
         lines.append("code    " + ("where it lies, not copied" if self.package is None else self.package.describe()))
         if self.copy is not None:
             lines.append(f"copy    {self.copy}")
@@ -172,6 +196,8 @@ class Plan:
         for process in self.processes:
             ranked = [f"{name}={shlex.quote(value)}" for name, value in process.env.items()]
             lines.append("run     " + " ".join([*ranked, shlex.join(process.argv)]))
+        for name in self.shown:
+            lines += [f"--- {name}", self.files[name].rstrip("\n"), "---"]
         return "\n".join(lines)
 
 
@@ -206,10 +232,16 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """What is known of a submitted plan now."""
+    """What is known of a submitted plan now.
+
+    detail: what the place says of it, on a line: "job 123, pending: Resources", "job 123 on node[1-2]". attempt: how
+    often it was started; more than once where the place itself runs it again.
+    """
 
     status: Status
     failure: Failure | None = None
+    detail: str = ""
+    attempt: int = 1
 
 
 class Handle(ABC):
@@ -230,6 +262,8 @@ class Executor(Strict, ABC):
     packager: what of the user's code is copied, so that the task runs as it was launched whatever is edited meanwhile.
         None: the tracked files where the launch script is in a git repository; elsewhere it runs in place.
     retries: how often a task that fails is run again.
+    step_timeout: minutes that a rank may take from one training step to the next; after that it has the stacks of all
+        ranks written down, and ends the task. 0: for ever. It counts from the first step (see launcher.heartbeat).
     gpu: the model of the GPUs there ("h100"), which some environment variables depend on; None: found out, where that
         can be done.
     """
@@ -241,12 +275,27 @@ class Executor(Strict, ABC):
     env_vars: dict[str, str] = field(default_factory=dict)
     packager: Packager | None = None
     retries: int = 0
+    step_timeout: float = 30.0
     gpu: str | None = None
+
+    outlives: ClassVar[bool] = False
+    """Whether its jobs go on when their launcher has ended, and are found again (`attach`)."""
+    retries_itself: ClassVar[bool] = False
+    """Whether the place runs a failed job again, without a launcher."""
 
     @property
     def ranks(self) -> int:
         """Processes that a task gets."""
         return self.nodes * self.ntasks_per_node
+
+    @property
+    def place(self) -> Hashable:
+        """Executors of one place serve each other's plans: one call does for all of them."""
+        return type(self)
+
+    def follows(self, other: Executor) -> bool:
+        """Whether a job of this one can be submitted before one of the other's that it needs has ended."""
+        return False
 
     def clone(self, **changes: Any) -> Self:
         """A copy that shares nothing with this one, with these attributes changed."""
@@ -264,6 +313,8 @@ class Executor(Strict, ABC):
             value = getattr(self, count)
             if type(value) is not int or value < least:
                 raise ExecutorError(f"{name}.{count} is {value!r}; it must be an int of {least} or more")
+        if type(self.step_timeout) not in (int, float) or not 0 <= self.step_timeout < math.inf:
+            raise ExecutorError(f"{name}.step_timeout is {self.step_timeout!r}; it is a number of minutes, 0 for none")
         Executor.architecture(self)
         if self.packager is not None and not hasattr(self.packager, "package"):
             raise ExecutorError(f"{name}.packager is {self.packager!r}", hint="run.GitArchivePackager()")
@@ -296,7 +347,9 @@ class Executor(Strict, ABC):
 
     def environment(self, task: Task) -> tuple[dict[str, str], dict[str, str]]:
         """A task's variables: those that may be shown, and secrets. A Script's own win over the executor's."""
-        return split_secrets({**task.defaults, **self.env_vars, **(task.script.env if task.script is not None else {})})
+        ours = {STEP_TIMEOUT: f"{60 * self.step_timeout:g}"} if self.step_timeout else {}
+        own = task.script.env if task.script is not None else {}
+        return split_secrets({**ours, **task.defaults, **self.env_vars, **own})
 
     def to_json(self) -> dict[str, Any]:
         """Enough to submit a prepared plan from another process; environment and code are in the plan already."""
@@ -319,17 +372,30 @@ class Executor(Strict, ABC):
         """
 
     @abstractmethod
-    def prepare(self, plans: Sequence[Plan]) -> None:
-        """Bring files, secrets and code to where they will run. Starts nothing; once before the first submission."""
+    def prepare(self, plans: Sequence[Plan]) -> list[str]:
+        """Bring files, secrets and code to where they will run. Starts nothing; once before the first submission.
+
+        The plans are all of this place's in one experiment. Returns what the place says of them, for the user to read.
+        Raises LaunchError for what it would not run.
+        """
 
     @abstractmethod
-    def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:
+    def submit(
+        self,
+        plans: Sequence[Plan],
+        wake: Callable[[], None],
+        after: Mapping[str, Sequence[Plan]] = NONE,
+    ) -> list[Handle]:
         """Have them run, as soon as there is room for them; plans of one group start together.
 
-        Those of a group may be of other executors of this class.
-
-        `wake` is called, on any thread, when `poll` may have something new to say.
+        They may be of other executors of this place. `wake` is called, on any thread, when `poll` may have something
+        new to say. `after`: by the name of a plan, those that must have succeeded first (see `follows`), which were
+        submitted before, or are among these, before it.
         """
+
+    def attach(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle | None]:
+        """Handles of what another process has submitted; None for what never was."""
+        return [None] * len(plans)
 
     @abstractmethod
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
@@ -342,6 +408,14 @@ class Executor(Strict, ABC):
         `poll` says when they have ended.
         """
 
+    def fetch(self, plans: Sequence[Plan], *, rank: int | None = None) -> None:
+        """Bring what is new of their files to the folders that mirror them: the logs of one rank, or of all."""
+        return None
+
     @abstractmethod
     def clean(self, plan: Plan) -> None:
         """The task is over, its retries too: take away what must not stay (its secrets)."""
+
+    def end_strays(self, plan: Plan) -> None:
+        """Nobody looks after the task any more: end what it may have left behind."""
+        self.clean(plan)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from executors.architecture import Architecture, local_architecture
-from executors.base import Executor, Handle, JobState, Plan, Process, Task
+from executors.base import NONE, Executor, Handle, JobState, Plan, Process, Task
 from executors.machine import MACHINE, VISIBLE, gpus
-from executors.processes import Processes
+from executors.processes import Processes, end_strays
 from executors.secrets import write_private
 from launcher import worker
 from launcher.errors import ExecutorError
@@ -135,7 +135,7 @@ class LocalExecutor(Executor):
             env = {} if self.nodes == 1 else {"NODE_RANK": str(node)}
             yield Process(argv=(*run, "--then", *agent, *meeting, WORKER, task_file), env=env)
 
-    def prepare(self, plans: Sequence[Plan]) -> None:
+    def prepare(self, plans: Sequence[Plan]) -> list[str]:
         for plan in plans:
             files = JobFiles(plan.folder)
             for name, text in plan.files.items():
@@ -144,8 +144,14 @@ class LocalExecutor(Executor):
                 write_private(files.secrets, json.dumps(plan.secrets))
             if plan.package is not None and plan.copy is not None and not plan.copy.exists():
                 plan.package.copy_to(plan.copy)
+        return []
 
-    def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:
+    def submit(
+        self,
+        plans: Sequence[Plan],
+        wake: Callable[[], None],
+        after: Mapping[str, Sequence[Plan]] = NONE,
+    ) -> list[Handle]:
         if self.launcher == "torchrun" and self.python is None and importlib.util.find_spec("torch") is None:
             raise ExecutorError(
                 f"launcher='torchrun' needs torch, which {sys.executable} does not have",
@@ -198,6 +204,10 @@ class LocalExecutor(Executor):
 
     def clean(self, plan: Plan) -> None:
         JobFiles(plan.folder).secrets.unlink(missing_ok=True)
+
+    def end_strays(self, plan: Plan) -> None:
+        end_strays(plan.folder)
+        self.clean(plan)
 
 
 def _start_waiting() -> None:

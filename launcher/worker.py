@@ -30,6 +30,10 @@ JOB_DIR: Final = "GEMMA_LAUNCHER_JOB_DIR"
 EXPERIMENT_ID: Final = "GEMMA_LAUNCHER_EXPERIMENT_ID"
 PARENT: Final = "GEMMA_LAUNCHER_PARENT"
 """Pid of the process whose death must end this one; unset where a job outlives its launcher."""
+STEP_TIMEOUT: Final = "GEMMA_LAUNCHER_STEP_TIMEOUT"
+"""Seconds that a rank may take from one step to the next (see launcher.heartbeat); unset: for ever."""
+RESUME: Final = 75
+"""Exit status of a rank that was asked to end, has saved, and wants to be started again (sysexits.h: EX_TEMPFAIL)."""
 LOADING: Final = "GEMMA_LAUNCHER_LOADING"
 """Set while a launch script is being loaded by a job: a script without a __main__ guard would launch itself again."""
 WORKSPACE: Final = "__launch_workspace__"
@@ -52,6 +56,10 @@ class JobFiles:
         self.environment = self.folder / "environment.json"
         self.cancel = self.folder / "cancel"
         """Somebody's wish that the task be ended; whoever looks after it sees to that."""
+        self.stop = self.folder / "stop"
+        """The place's wish that the ranks save and end, because their time is over; see RESUME."""
+        self.saved = self.folder / "saved"
+        """Written by rank 0 when all have saved for that: the step."""
         self.launch_log = self.folder / "launch.log"
         """What the processes wrote before their ranks had files of their own; all of torchrun's own output."""
 
@@ -60,6 +68,10 @@ class JobFiles:
 
     def stderr(self, rank: int) -> pathlib.Path:
         return self.folder / f"rank_{rank}.err"
+
+    def stacks(self, rank: int) -> pathlib.Path:
+        """Where a rank's threads were when it took too long for a step; empty as long as it has not."""
+        return self.folder / f"rank_{rank}.stacks"
 
     def failure(self, rank: int) -> pathlib.Path:
         return self.folder / f"rank_{rank}.failure.json"
