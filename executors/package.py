@@ -71,7 +71,7 @@ class Package:
                 mode = source.lstat().st_mode
                 content = hashlib.sha256()
                 if stat.S_ISLNK(mode):
-                    content.update(os.fsencode(self._link(name, source)))
+                    content.update(os.fsencode(self.link(name, source)))
                 else:
                     with open(source, "rb") as file:
                         while block := file.read(BLOCK):
@@ -108,7 +108,7 @@ class Package:
         except OSError:
             if not source.is_symlink():
                 raise
-            os.symlink(self._link(name, source), target)
+            os.symlink(self.link(name, source), target)
             return
         try:
             mode = os.fstat(reading).st_mode & 0o777
@@ -123,8 +123,8 @@ class Package:
         finally:
             os.close(reading)
 
-    def _link(self, name: str, source: Path) -> str:
-        """What a link says in the copy."""
+    def link(self, name: str, source: Path) -> str:
+        """What a symbolic link says in a copy (see copy_to)."""
         written = os.readlink(source)
         found = self.locate(Path(os.path.normpath(source.parent / written)))
         if found is None:
