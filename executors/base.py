@@ -25,7 +25,7 @@ from executors.architecture import Architecture, architecture_of
 from executors.secrets import split_secrets
 from launcher.errors import ExecutorError
 from launcher.strict import Strict
-from launcher.worker import STEP_TIMEOUT, TASK_VERSION
+from launcher.worker import TASK_VERSION
 
 if TYPE_CHECKING:
     from executors.packaging import Package, Packager
@@ -44,7 +44,7 @@ class Task:
     imports from. package: the code to run from a copy of (the folder `copy` of the experiment), None to run it where it
     lies; code: what is known of it. group: tasks of one group start together. defaults: variables that it gets unless
     the user has set them (see executors.environment). after: the folders' names of the tasks that its place has it wait
-    for (see Executor.follows); the launcher sees to the others.
+    for (see Executor.follows); the launcher sees to the others. step_timeout: minutes, see Executor; 0 for none.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Task:
     copy: str = "code"
     group: str | None = None
     after: tuple[str, ...] = ()
+    step_timeout: float = 0
     defaults: Mapping[str, str] = field(default_factory=dict)
 
     def spec(self, *, folder: Path, copy: Path | None, python: str, ours: Path | None = None) -> dict[str, Any]:
@@ -79,6 +80,7 @@ class Task:
             "experiment": self.experiment,
             "name": self.name,
             "code": self.code,
+            "step_timeout": 60 * self.step_timeout,
             "sys_path": [moved(entry) for entry in self.sys_path if ours is None or moved(entry) != entry],
             "moved": {path: moved(path) for path in map(str, code) if moved(path) != path},
         }
@@ -280,6 +282,8 @@ class Executor(Strict, ABC):
 
     outlives: ClassVar[bool] = False
     """Whether its jobs go on when their launcher has ended, and are found again (`attach`)."""
+    elsewhere: ClassVar[bool] = False
+    """Whether nothing of this machine is there but what travels."""
     retries_itself: ClassVar[bool] = False
     """Whether the place runs a failed job again, without a launcher."""
 
@@ -292,6 +296,10 @@ class Executor(Strict, ABC):
     def place(self) -> Hashable:
         """Executors of one place serve each other's plans: one call does for all of them."""
         return type(self)
+
+    def describe_place(self) -> str:
+        """The place as messages name it."""
+        return "this machine"
 
     def follows(self, other: Executor) -> bool:
         """Whether a job of this one can be submitted before one of the other's that it needs has ended."""
@@ -347,9 +355,7 @@ class Executor(Strict, ABC):
 
     def environment(self, task: Task) -> tuple[dict[str, str], dict[str, str]]:
         """A task's variables: those that may be shown, and secrets. A Script's own win over the executor's."""
-        ours = {STEP_TIMEOUT: f"{60 * self.step_timeout:g}"} if self.step_timeout else {}
-        own = task.script.env if task.script is not None else {}
-        return split_secrets({**ours, **task.defaults, **self.env_vars, **own})
+        return split_secrets({**task.defaults, **self.env_vars, **(task.script.env if task.script is not None else {})})
 
     def to_json(self) -> dict[str, Any]:
         """Enough to submit a prepared plan from another process; environment and code are in the plan already."""

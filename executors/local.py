@@ -152,7 +152,10 @@ class LocalExecutor(Executor):
         wake: Callable[[], None],
         after: Mapping[str, Sequence[Plan]] = NONE,
     ) -> list[Handle]:
-        if self.launcher == "torchrun" and self.python is None and importlib.util.find_spec("torch") is None:
+        agents = [
+            process.argv for plan in plans for process in plan.processes if "torch.distributed.run" in process.argv
+        ]
+        if any(argv[0] == sys.executable for argv in agents) and importlib.util.find_spec("torch") is None:
             raise ExecutorError(
                 f"launcher='torchrun' needs torch, which {sys.executable} does not have",
                 hint="pip install 'gemma-launcher[train]', or launcher=None",

@@ -1,20 +1,23 @@
 """Runs the tasks of an experiment: in the order that they need each other, at the same time where there is room.
 
 It knows no executor: it submits, polls, and writes down what it sees, in the launcher's own process or, detached, in
-one of its own. It alone writes the events of its tasks.
+one of its own. It alone writes the events of its tasks. Jobs that outlive it are found again by the next: by whoever
+asks how they are, if nobody else looks after them (see experiments.lookout).
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
+import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from executors.base import Executor, Failure, Handle, JobState, Plan, Status
 from experiments.interrupts import collected
+from experiments.owner import place
 from experiments.progress import Monitor
 from experiments.store import EVENT_STATUS, TaskRecord
 from launcher.errors import LaunchError
@@ -24,7 +27,10 @@ TICK = 0.2  # seconds between two looks at what nobody wakes us for: requests to
 
 @dataclass
 class Job:
-    """One task. `status` is as its events say; `end`, how its current attempt ended."""
+    """One task.
+
+    status: as its events say. end: how its current attempt ended. detail: what its place said of it last.
+    """
 
     record: TaskRecord
     plan: Plan
@@ -32,6 +38,8 @@ class Job:
     status: Status = Status.QUEUED
     handle: Handle | None = None
     end: JobState | None = None
+    attempt: int = 1
+    detail: str = ""
 
 
 @dataclass
@@ -54,7 +62,12 @@ class _Unit:
 
     @property
     def can_retry(self) -> bool:
-        return not self.cancelled and self.attempt <= max(job.executor.retries for job in self.jobs)
+        left = self.attempt <= max(job.executor.retries for job in self.jobs)
+        return left and not self.cancelled and not any(job.executor.retries_itself for job in self.jobs)
+
+    @property
+    def outlives(self) -> bool:
+        return all(job.executor.outlives for job in self.jobs)
 
 
 class Conductor:
@@ -76,7 +89,7 @@ class Conductor:
             unit.jobs.append(job)
         self._needing: dict[str, list[_Unit]] = {}
         for unit in self._units:
-            for name in {name for job in unit.jobs for name in job.record.needs}:
+            for name in _needs(unit):
                 self._needing.setdefault(name, []).append(unit)
         self._ended_badly: deque[Job] = deque()
         """Those of which nobody has told the tasks that need them."""
@@ -85,7 +98,8 @@ class Conductor:
         """Run them all.
 
         A Ctrl-C, a SIGTERM or a SIGHUP (a terminal was closed) ends them, and raises KeyboardInterrupt when they have
-        ended; a second one leaves them no time for it.
+        ended; a second one leaves them no time for it. Jobs that outlive us are ended by a Ctrl-C alone, and left where
+        they are by the others.
         """
         handled = 0
         with collected(lambda: self._wake.put(None)) as signals, self._monitor:
@@ -93,7 +107,10 @@ class Conductor:
                 while not all(job.status.final for job in self._jobs):
                     if len(signals) > handled:
                         handled = len(signals)
-                        self._stop(self._units, now=handled > 1)
+                        meant = signal.SIGINT in signals
+                        self._stop([unit for unit in self._units if meant or not unit.outlives], now=handled > 1)
+                    if signals and signal.SIGINT not in signals and self._all_left():
+                        break
                     self._heed_requests()
                     self._start_what_can()
                     self._sleep()
@@ -103,9 +120,52 @@ class Conductor:
                 raise
             finally:
                 for job in self._jobs:
-                    job.executor.clean(job.plan)
+                    if not job.executor.outlives or job.status.final:
+                        job.executor.clean(job.plan)
         if signals:  # the last of them may have come when everything had ended
             raise KeyboardInterrupt
+
+    def submit_all(self) -> None:
+        """Submit every task to its place, which looks after them from then on; returns when it has them all.
+
+        A Ctrl-C ends what was submitted, and raises KeyboardInterrupt.
+        """
+        with collected(lambda: self._wake.put(None)) as signals, self._monitor:
+            self._start_what_can()
+            while any(job.handle is not None and job.status is Status.QUEUED and not job.detail for job in self._jobs):
+                if signals:
+                    self._stop(self._units)
+                    break
+                self._sleep()
+                self._poll(self._units)
+        if signals:
+            raise KeyboardInterrupt
+
+    def adopt(self) -> None:
+        """Take over what another process has submitted. What it had not is lost, and stays so. Raises LaunchError."""
+        for job in self._jobs:
+            job.status, job.detail, job.attempt = job.record.status, job.record.detail, max(1, job.record.attempts)
+        waiting = [job for job in self._jobs if not job.status.final or job.status is Status.LOST]
+        for jobs in _by_place([job for job in waiting if job.executor.outlives]):
+            handles = jobs[0].executor.attach([job.plan for job in jobs], lambda: self._wake.put(None))
+            for job, handle in zip(jobs, handles, strict=True):
+                job.handle = handle
+                if handle is not None and job.status is Status.LOST:
+                    job.status = Status.QUEUED
+        for job in waiting:
+            if job.handle is None:
+                job.status = Status.LOST
+            elif job.status is Status.RUNNING:
+                self._monitor.begin(job.record, tail=job.record.tail_logs)
+
+    def look(self) -> None:
+        """Write down how what was adopted stands now."""
+        with self._monitor:
+            self._poll(self._units)
+
+    def _all_left(self) -> bool:
+        """Whether what has not ended goes on without us."""
+        return all(job.status.final or (job.executor.outlives and job.handle is not None) for job in self._jobs)
 
     def _sleep(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -121,24 +181,36 @@ class Conductor:
                     for job in unit.jobs:
                         cause = f"it needs task {needed.record.name!r}, which is {needed.status.value}"
                         self._write(job, "skipped", cause=cause)
-        states = {job.record.name: job.status for job in self._jobs}
+        jobs = {job.record.name: job for job in self._jobs}
         busy = any(unit.running for unit in self._units)
+        ready: list[_Unit] = []
         for unit in self._units:
-            if self._sequential and busy:
+            if self._sequential and (busy or ready):
                 break
-            needs = (name for job in unit.jobs for name in job.record.needs)
-            if unit.waiting and all(states[name] is Status.SUCCEEDED for name in needs):
-                self._submit(unit)
-                self._poll([unit])
-                busy = unit.running
+            if unit.waiting and all(self._may_follow(unit, jobs[name], ready) for name in _needs(unit)):
+                ready.append(unit)
+        if ready:
+            self._submit(ready)
+            self._poll(ready)
 
-    def _submit(self, unit: _Unit) -> None:
-        kinds: dict[type[Executor], list[Job]] = {}
-        for job in unit.jobs:  # by class: what starts together is submitted together, whatever else sets them apart
-            kinds.setdefault(type(job.executor), []).append(job)
-        for jobs in kinds.values():
+    def _may_follow(self, unit: _Unit, needed: Job, ready: Sequence[_Unit]) -> bool:
+        """Whether a unit can be submitted now, for all that this task has to do with it."""
+        if needed.status is Status.SUCCEEDED:
+            return True
+        submitted = needed.handle is not None or any(needed in other.jobs for other in ready)
+        return submitted and not self._sequential and all(job.executor.follows(needed.executor) for job in unit.jobs)
+
+    def _submit(self, units: Sequence[_Unit]) -> None:
+        """By place: what starts together is submitted together, and one call serves a whole cluster."""
+        known = {job.record.name: job for job in self._jobs}
+        for jobs in _by_place([job for unit in units for job in unit.jobs]):
+            after = {
+                job.plan.name: [known[name].plan for name in job.record.needs if not known[name].status.final]
+                for job in jobs
+            }
+            executor = jobs[0].executor
             try:
-                handles = jobs[0].executor.submit([job.plan for job in jobs], lambda: self._wake.put(None))
+                handles = executor.submit([job.plan for job in jobs], lambda: self._wake.put(None), after)
             except LaunchError as error:
                 for job in jobs:
                     job.end = JobState(status=Status.FAILED, failure=Failure(rank=None, cause=str(error)))
@@ -149,17 +221,31 @@ class Conductor:
 
     def _poll(self, units: Sequence[_Unit]) -> None:
         """Write down what has changed."""
-        for executor, jobs in _by_executor([job for unit in units for job in unit.jobs if job.handle is not None]):
-            states = executor.poll([job.handle for job in jobs if job.handle is not None])
+        for jobs in _by_place([job for unit in units for job in unit.jobs if job.handle is not None]):
+            states = jobs[0].executor.poll([job.handle for job in jobs if job.handle is not None])
             for job, state in zip(jobs, states, strict=True):
-                if job.status is Status.QUEUED and state.status not in (Status.QUEUED, Status.CANCELLED):
-                    self._write(job, "started")
-                    self._monitor.begin(job.record, tail=job.record.tail_logs)
-                if state.status.final:
-                    job.end, job.handle = state, None
+                self._note(job, state)
         for unit in units:
             if any(job.end is not None and not job.status.final for job in unit.jobs):
                 self._settle(unit)
+
+    def _note(self, job: Job, state: JobState) -> None:
+        """What a place says of a job: that it starts, that it was started again, why it waits, that it has ended."""
+        again = state.attempt > job.attempt
+        if again and job.status is Status.RUNNING:
+            self._write(job, "retrying", attempt=job.attempt, detail=state.detail)
+        if job.status is Status.QUEUED and state.status not in (Status.QUEUED, Status.CANCELLED, Status.SKIPPED):
+            job.attempt = max(job.attempt, state.attempt)
+            self._write(job, "started", **_told(state), **({"attempt": job.attempt} if job.attempt > 1 else {}))
+            self._monitor.begin(job.record, tail=job.record.tail_logs)
+        elif state.detail and state.detail != job.detail and not state.status.final:
+            events = {Status.QUEUED: "waiting" if job.detail else "submitted", Status.RUNNING: "running"}
+            self._write(job, events[state.status], detail=state.detail)
+        if state.detail and state.detail != job.detail:
+            job.detail = state.detail
+            self._monitor.say(f"task {job.record.name!r}: {state.detail}")
+        if state.status.final:
+            job.end, job.handle = state, None
 
     def _settle(self, unit: _Unit) -> None:
         """Decide what follows from the ends in a unit."""
@@ -178,7 +264,8 @@ class Conductor:
                 continue
             failure = job.end.failure
             if failure is not None:
-                self._write(job, "failed", rank=failure.rank, cause=failure.cause, traceback=failure.traceback)
+                event = "skipped" if job.end.status is Status.SKIPPED else "failed"
+                self._write(job, event, rank=failure.rank, cause=failure.cause, traceback=failure.traceback)
             elif job.end.status is Status.CANCELLED and broken is not None and broken is not job:
                 self._write(job, "cancelled", cause=f"task {broken.record.name!r}, which runs with it, did not succeed")
             else:
@@ -213,18 +300,23 @@ class Conductor:
                 for job in unit.jobs:
                     self._write(job, "cancelled")
         running = [job for unit in units for job in unit.jobs if job.handle is not None]
-        for executor, jobs in _by_executor(running):
-            executor.cancel([job.handle for job in jobs if job.handle is not None], now=now)
+        for jobs in _by_place(running):
+            jobs[0].executor.cancel([job.handle for job in jobs if job.handle is not None], now=now)
 
     def _abandon(self, error: BaseException) -> None:
-        """Something broke that should not (a full disk, perhaps): end every job before it is said."""
-        for executor, jobs in _by_executor([job for job in self._jobs if job.handle is not None]):
+        """Something broke that should not (a full disk, perhaps): end every job before it is said.
+
+        Those that outlive us go on, and are found again.
+        """
+        ours = [job for job in self._jobs if job.handle is None or not job.executor.outlives]
+        for jobs in _by_place([job for job in ours if job.handle is not None]):
+            executor = jobs[0].executor
             handles = [job.handle for job in jobs if job.handle is not None]
             executor.cancel(handles)
             while not all(state.status.final for state in executor.poll(handles)):
                 self._sleep()
         with contextlib.suppress(OSError):
-            for job in self._jobs:
+            for job in ours:
                 if not job.status.final:
                     cause = f"the launcher gave up: {type(error).__name__}: {error}"
                     self._write(job, "failed", rank=None, cause=cause)
@@ -232,16 +324,25 @@ class Conductor:
     def _write(self, job: Job, event: str, **details: Any) -> None:
         if EVENT_STATUS[event].final:
             job.executor.clean(job.plan)
-        job.status = job.record.append(event, **details)
+        owner = place(job.executor.describe_place()) if job.executor.outlives and job.handle is not None else None
+        job.status = job.record.append(event, owner=owner, **details)
         if job.status.final:
             self._monitor.end(job.record.name)
             if job.status is not Status.SUCCEEDED:
                 self._ended_badly.append(job)
 
 
-def _by_executor(jobs: Sequence[Job]) -> Iterator[tuple[Executor, list[Job]]]:
+def _needs(unit: _Unit) -> set[str]:
+    return {name for job in unit.jobs for name in job.record.needs}
+
+
+def _told(state: JobState) -> dict[str, str]:
+    return {"detail": state.detail} if state.detail else {}
+
+
+def _by_place(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that one call serves."""
-    found: dict[int, list[Job]] = {}
+    found: dict[Hashable, list[Job]] = {}
     for job in jobs:
-        found.setdefault(id(job.executor), []).append(job)
-    yield from ((same[0].executor, same) for same in found.values())
+        found.setdefault(job.executor.place, []).append(job)
+    yield from found.values()

@@ -14,7 +14,10 @@ from typing import TypedDict
 
 
 class Owner(TypedDict):
-    """A process, for as long as anybody may ask after it."""
+    """A process, for as long as anybody may ask after it; or a place, which looks after its jobs by itself.
+
+    A place has a pid of 0, and its name for a host.
+    """
 
     host: str
     pid: int
@@ -35,8 +38,19 @@ def process(pid: int) -> Owner:
     return {"host": socket.gethostname(), "pid": pid, "started": start_time(pid) or ""}
 
 
+def place(name: str) -> Owner:
+    """A cluster, an engine: it goes on whoever launched it."""
+    return {"host": name, "pid": 0, "started": ""}
+
+
+def is_place(owner: Owner) -> bool:
+    return owner["pid"] == 0
+
+
 def alive(owner: Owner) -> bool:
-    """Whether the process still runs. One of another host is believed: it cannot be asked from here."""
+    """Whether it is still there. A place and a process of another host are believed: they cannot be asked from here."""
+    if is_place(owner):
+        return True
     return owner["host"] != socket.gethostname() or start_time(owner["pid"]) == owner["started"]
 
 
@@ -57,4 +71,4 @@ def start_time(pid: int) -> str | None:
 
 
 def describe_owner(owner: Owner) -> str:
-    return f"process {owner['pid']} on {owner['host']}"
+    return owner["host"] if is_place(owner) else f"process {owner['pid']} on {owner['host']}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from executors.base import Executor, Plan, Task
 from executors.environment import defaults
-from experiments.graph import Added
+from experiments.graph import Added, needs_in
 from experiments.provenance import (
     code_state,
     import_path,
@@ -48,7 +48,10 @@ def plans_of(
     packages = _Packages(launched_from, script)
     plans = []
     looked_at: set[int] = set()  # packages, which `packages` holds as long as this runs
+    needs, known = needs_in(tasks), {task.name: task for task in tasks}
     for task in tasks:
+        needed = [known[name] for name in needs[task.name]]
+        followed = tuple(other.folder for other in needed if task.executor.follows(other.executor))
         package, copy = packages.of(task.executor)
         if package is not None and (missing := left_behind(task.call, package, path)):
             raise ConfigError(
@@ -57,7 +60,8 @@ def plans_of(
             )
         if package is not None and id(package) not in looked_at and runs_code_of(package, task.call, script):
             looked_at.add(id(package))
-            warn([_left_behind(name, file) for name, file in imported_only_here(package, path, script)])
+            left = imported_only_here(package, path, script)
+            warn([_left_behind(name, file, task.executor) for name, file in left])
         plans.append(
             task.executor.plan(
                 Task(
@@ -73,6 +77,8 @@ def plans_of(
                     code=packages.provenance(package),
                     copy=copy,
                     group=task.group,
+                    after=followed,
+                    step_timeout=task.executor.step_timeout,
                     defaults=defaults(task.situation, task.executor),
                 )
             )
@@ -83,10 +89,17 @@ def plans_of(
     return plans
 
 
-def _left_behind(name: str, file: Path) -> str:
+def _otherwise(executor: Executor) -> str:
+    """How to have a file that git does not track."""
+    if executor.elsewhere:
+        return "packager=run.PatternPackager(...) to send what you name"
+    return "packager=run.Packager() to run everything where it lies"
+
+
+def _left_behind(name: str, file: Path, executor: Executor) -> str:
     return (
         f"module {name!r} is imported here, and {file} is not in the package of the code: a task that imports it fails"
-        "\n  try: git add it, or packager=run.Packager() to run everything where it lies"
+        f"\n  try: git add it, or {_otherwise(executor)}"
     )
 
 
@@ -96,17 +109,23 @@ class _Packages:
     def __init__(self, folder: Path, script: Path | None) -> None:
         self._folder = folder
         self._script = script
-        self._found: list[tuple[Any, Package | None]] = []
+        self._found: list[tuple[Any, bool, Package | None]] = []
 
     def of(self, executor: Executor) -> tuple[Package | None, str]:
         """An executor's package, and the name of its copy in the experiment's folder."""
-        for index, (packager, package) in enumerate(self._found):
-            if packager == executor.packager:
+        for index, (packager, elsewhere, package) in enumerate(self._found):
+            if packager == executor.packager and elsewhere == executor.elsewhere:
                 return package, CODE if index == 0 else f"{CODE}.{index + 1}"
+        from executors.package import Package
         from executors.packaging import default_packager
 
         chosen = executor.packager or default_packager(script_folder())
-        self._found.append((executor.packager, chosen.package(self._folder, self._script)))
+        package = chosen.package(self._folder, self._script)
+        if (
+            package is None and executor.elsewhere
+        ):  # nothing of this machine is there: the launch script, at least, goes
+            package = Package(root=script_folder(), files=()).including(self._script)
+        self._found.append((executor.packager, executor.elsewhere, package))
         return self.of(executor)
 
     def provenance(self, package: Package | None) -> dict[str, Any] | None:

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 VERSION = 1
 EVENT_STATUS = {
     "queued": Status.QUEUED,
+    "submitted": Status.QUEUED,
+    "waiting": Status.QUEUED,  # the place says why
     "started": Status.RUNNING,
+    "running": Status.RUNNING,  # the place says where
     "succeeded": Status.SUCCEEDED,
     "failed": Status.FAILED,
     "cancelled": Status.CANCELLED,
@@ -123,9 +126,18 @@ class TaskRecord:
         return Failure(rank=last.get("rank"), cause=last["cause"], traceback=last.get("traceback", ""))
 
     @property
+    def detail(self) -> str:
+        """What its place said of it last, on a line; "" if it says nothing."""
+        for event in reversed(self.events()):
+            if "detail" in event:
+                return str(event["detail"])
+        return ""
+
+    @property
     def attempts(self) -> int:
         """How often it was started; more than once where it failed and was tried again."""
-        return sum(event["event"] == "started" for event in self.events())
+        started = [event for event in self.events() if event["event"] == "started"]
+        return max([len(started), *(int(event.get("attempt", 0)) for event in started)])
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl so far."""

@@ -360,6 +360,8 @@ def main(path: str) -> int:
         os.environ.update(secrets)
         os.environ[JOB_DIR] = str(files.folder)
         os.environ[EXPERIMENT_ID] = task["experiment"]
+        if task.get("step_timeout"):
+            os.environ[STEP_TIMEOUT] = str(task["step_timeout"])
         import_from(task["sys_path"], task.get("moved", {}))
         if rank == 0:
             write_json(files.environment, describe_environment(task))
