@@ -34,6 +34,8 @@ STEP_TIMEOUT: Final = "GEMMA_LAUNCHER_STEP_TIMEOUT"
 """Seconds that a rank may take from one step to the next (see launcher.heartbeat); unset: for ever."""
 RESUME: Final = 75
 """Exit status of a rank that was asked to end, has saved, and wants to be started again (sysexits.h: EX_TEMPFAIL)."""
+RESTART: Final = "GEMMA_LAUNCHER_RESTART"
+"""How often the place has started this job again: 0 in its first run."""
 LOADING: Final = "GEMMA_LAUNCHER_LOADING"
 """Set while a launch script is being loaded by a job: a script without a __main__ guard would launch itself again."""
 WORKSPACE: Final = "__launch_workspace__"
@@ -337,8 +339,35 @@ def become(argv: list[str]) -> NoReturn:
         raise OSError(error.errno, error.strerror, argv[0]) from None
 
 
+def adopt_slurm() -> None:
+    """Take this process's place among the ranks from srun, where it is one of srun's tasks and nobody else named it."""
+    given = os.environ
+    if "RANK" in given or "SLURM_PROCID" not in given:
+        return
+    ours = {
+        "RANK": given["SLURM_PROCID"],
+        "WORLD_SIZE": given.get("SLURM_STEP_NUM_TASKS") or given.get("SLURM_NTASKS", "1"),
+        "LOCAL_RANK": given.get("SLURM_LOCALID", "0"),
+        "NODE_RANK": given.get("SLURM_NODEID", "0"),
+    }
+    given.update(ours)
+    tasks = given.get("SLURM_STEP_TASKS_PER_NODE") or given.get("SLURM_TASKS_PER_NODE")
+    if "LOCAL_WORLD_SIZE" not in given and tasks:
+        given["LOCAL_WORLD_SIZE"] = tasks_per_node(tasks)[int(ours["NODE_RANK"])]
+
+
+def tasks_per_node(text: str) -> list[str]:
+    """Slurm's "8(x2),4" as one number a node: 8, 8, 4."""
+    found: list[str] = []
+    for part in text.split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        found += [count] * int(times or 1)
+    return found
+
+
 def main(path: str) -> int:
     """Run the task file at `path` as the rank that the environment names; the exit status is the return value."""
+    adopt_slurm()
     files = JobFiles(os.path.dirname(os.path.abspath(path)))
     rank = int(os.environ.get("RANK", "0"))
     for stream, name in ((sys.stdout, files.stdout(rank)), (sys.stderr, files.stderr(rank))):
@@ -369,6 +398,8 @@ def main(path: str) -> int:
     except SystemExit as error:
         if error.code is None or error.code == 0:
             return 0
+        if error.code == RESUME:
+            return RESUME
         report_failure(error, files, rank, secrets)
         return (isinstance(error.code, int) and error.code & 0xFF) or 1  # of 256, a process would show 0
     except BaseException as error:  # KeyboardInterrupt as well: whatever ends a rank is reported

@@ -71,6 +71,39 @@ def test_system_exit_keeps_its_status(tmp_path: Path, code: Any, status: int) ->
     assert JobFiles(tmp_path).failure(0).exists() == bool(status)
 
 
+def test_a_rank_that_has_saved_and_wants_to_go_on_has_not_failed(tmp_path: Path) -> None:
+    assert run_worker(tmp_path, encode(Partial(sample_tasks.leave, worker.RESUME)), RANK="0") == 75
+    assert not JobFiles(tmp_path).failure(0).exists()
+
+
+TASK_OF_SRUN = {"SLURM_PROCID": "4", "SLURM_NTASKS": "5", "SLURM_LOCALID": "0", "SLURM_NODEID": "2"}
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "LOCAL_WORLD_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"SLURM_TASKS_PER_NODE": "2(x2),1"}, ["4", "5", "0", "2", "1"]),
+        ({"SLURM_TASKS_PER_NODE": "2(x3)"}, ["4", "5", "0", "2", "2"]),
+        ({"SLURM_TASKS_PER_NODE": "8(x3)", "SLURM_STEP_TASKS_PER_NODE": "3,2,1"}, ["4", "5", "0", "2", "1"]),
+        ({"SLURM_TASKS_PER_NODE": "9", "LOCAL_WORLD_SIZE": "7"}, ["4", "5", "0", "2", "7"]),
+        ({}, ["4", "5", "0", "2", None]),
+        # A step of a larger job; and ranks that somebody else has named, inside an allocation.
+        ({"SLURM_STEP_NUM_TASKS": "6"}, ["4", "6", "0", "2", None]),
+        ({"RANK": "1", "WORLD_SIZE": "3"}, ["1", "3", None, None, None]),
+    ],
+)
+def test_a_task_of_srun_takes_its_place_from_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: list[str | None]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name in PLACE]:
+        monkeypatch.delenv(name)
+    assert run_worker(tmp_path, encode(Partial(sample_tasks.variables, list(PLACE))), **TASK_OF_SRUN, **given) == 0
+    rank = expected[0]
+    shown = JobFiles(tmp_path).stdout(int(rank or 0)).read_text()
+    assert json.loads(shown) == dict(zip(PLACE, expected, strict=True))
+
+
 def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     assert run_worker(tmp_path, {"$partial": "nowhere.at_all:f", "args": {}}, RANK="0") == 1
     report = json.loads(JobFiles(tmp_path).failure(0).read_text())

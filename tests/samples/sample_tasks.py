@@ -62,6 +62,13 @@ def anything(*args: Any, **kwargs: Any) -> list[Any]:
     return [*args, *kwargs.values()]
 
 
+def variables(names: list[str]) -> None:
+    """Say what this rank finds in its environment."""
+    import json
+
+    print(json.dumps({name: os.environ.get(name) for name in names}))
+
+
 def report_rank() -> dict[str, str]:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "MARK")
     found = {name: os.environ.get(name, "") for name in names}
