@@ -94,8 +94,8 @@ class Conductor:
         self._ended_badly: deque[Job] = deque()
         """Those of which nobody has told the tasks that need them."""
 
-    def run(self) -> None:
-        """Run them all.
+    def run(self, *, until: Sequence[str] | None = None) -> None:
+        """Run them all; until these have ended, if any are named and the others go on without us.
 
         A Ctrl-C, a SIGTERM or a SIGHUP (a terminal was closed) ends them, and raises KeyboardInterrupt when they have
         ended; a second one leaves them no time for it. Jobs that outlive us are ended by a Ctrl-C alone, and left where
@@ -109,7 +109,10 @@ class Conductor:
                         handled = len(signals)
                         meant = signal.SIGINT in signals
                         self._stop([unit for unit in self._units if meant or not unit.outlives], now=handled > 1)
-                    if signals and signal.SIGINT not in signals and self._all_left():
+                    enough = until is not None and all(
+                        job.status.final or job.record.name not in until for job in self._jobs
+                    )
+                    if (enough or (signals and signal.SIGINT not in signals)) and self._all_left():
                         break
                     self._heed_requests()
                     self._start_what_can()

@@ -13,19 +13,17 @@ if __name__ == "__main__":
     # Python put this file's folder first; the packages are one above it, before any of the user's of the same name.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-import json
 import subprocess
 import threading
 from pathlib import Path
 
-from executors.base import Plan
-from experiments.conductor import Conductor, Job
+from experiments.conductor import Conductor
 from experiments.interrupts import collected
+from experiments.lookout import jobs_of, only_conductor
 from experiments.owner import process as process_owner
 from experiments.progress import Monitor
 from experiments.store import ExperimentRecord, Store
 from launcher.errors import ExecutorError
-from launcher.worker import Reader
 
 READY = b"ready\n"
 LOG = "launcher.log"
@@ -66,16 +64,6 @@ def start(record: ExperimentRecord) -> None:
     threading.Thread(target=process.wait, daemon=True).start()
 
 
-def jobs_of(record: ExperimentRecord) -> list[Job]:
-    """The tasks of a prepared experiment, read from its folder."""
-    jobs = []
-    for task in record.tasks:
-        plan = Plan.from_json(json.loads((task.folder / "plan.json").read_text(encoding="utf-8")))
-        executor = Reader().read(json.loads((task.folder / "executor.json").read_text(encoding="utf-8")))
-        jobs.append(Job(task, plan, executor))
-    return jobs
-
-
 def main(folder: str) -> None:
     store = Store()
     record = store.read(Path(folder))
@@ -84,7 +72,8 @@ def main(folder: str) -> None:
         task.append("queued")
     os.write(1, READY)
     os.dup2(2, 1)
-    Conductor(jobs, sequential=record.sequential, monitor=Monitor(progress=False, tail=False)).run()
+    with only_conductor(record.folder):
+        Conductor(jobs, sequential=record.sequential, monitor=Monitor(progress=False, tail=False)).run()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from executors.situation import situation_of
 from experiments.conductor import Conductor, Job
 from experiments.graph import Added, free_name, names_in, needs_in
 from experiments.logs import LOOK_INTERVAL, json_lines, printable, show_logs
+from experiments.lookout import end_strays, fetcher, look_after, only_conductor, resume
 from experiments.owner import describe_owner
 from experiments.planning import CODE, plans_of
 from experiments.progress import Monitor
@@ -263,10 +264,18 @@ class Experiment:
         if self._has_run:
             raise ConfigError(f"experiment {self.id} has run already", hint=f"run.Experiment({self.title!r})")
         plans = self.plan()
+        if not detach:
+            plans = [
+                replace(plan, follow=tail_logs or added.tail_logs)
+                for plan, added in zip(plans, self._added, strict=True)
+            ]
         record = self._prepare(plans, sequential=sequential, tail_logs=tail_logs, detach=detach)
         self._has_run = True
         self._say(f"experiment {self.id}: {record.folder}")
-        if detach:
+        jobs = [
+            Job(task, plan, added.executor) for task, plan, added in zip(record.tasks, plans, self._added, strict=True)
+        ]
+        if detach and (sequential or not self._needs_nobody()):
             from experiments import detached
 
             try:
@@ -274,16 +283,32 @@ class Experiment:
             except BaseException as error:
                 self._give_up(record, plans, error)
                 raise
+        else:
+            tail = any(task.tail_logs for task in record.tasks)
+            monitor = Monitor(progress, tail=tail, quiet=LEVELS.index(self.log_level) > LEVELS.index("INFO"))
+            conductor = Conductor(jobs, sequential=sequential, monitor=monitor)
+            with only_conductor(record.folder):
+                if detach:
+                    conductor.submit_all()
+                else:
+                    conductor.run()
+        if detach:
             self._say(f"experiment {self.id}: detached; gemma-launch experiment status {self.id}")
             return []
-        jobs = [
-            Job(task, plan, added.executor) for task, plan, added in zip(record.tasks, plans, self._added, strict=True)
-        ]
-        tail = any(task.tail_logs for task in record.tasks)
-        monitor = Monitor(progress, tail=tail, quiet=LEVELS.index(self.log_level) > LEVELS.index("INFO"))
-        Conductor(_shared(jobs), sequential=sequential, monitor=monitor).run()
         self._say(f"experiment {self.id}: {record.status.value}")
         return self._results(record)
+
+    def _needs_nobody(self) -> bool:
+        """Whether the places look after all tasks by themselves, once they have them."""
+        executors = {added.name: added.executor for added in self._added}
+        needs = needs_in(self._added)
+        return all(
+            added.executor.outlives
+            and (added.executor.retries_itself or not added.executor.retries)
+            and (added.group is None)
+            and all(added.executor.follows(executors[name]) for name in needs[added.name])
+            for added in self._added
+        )
 
     def _prepare(self, plans: list[Plan], *, sequential: bool, tail_logs: bool, detach: bool) -> ExperimentRecord:
         """The experiment's folder, with everything that its tasks need in it; nothing is left of it if that fails."""
@@ -299,19 +324,27 @@ class Experiment:
             for added in self._added
         ]
         record = self._store.create(self.id, self.title, tasks, sequential=sequential)
+        prepared: list[tuple[Executor, Plan]] = []
         try:
             for added, plan, task in zip(self._added, plans, record.tasks, strict=True):
                 (task.folder / "task.yaml").write_text(added.yaml, encoding="utf-8")
                 _write_json(task.folder / "plan.json", plan.to_json())
-                if detach:
-                    _write_json(task.folder / "executor.json", added.executor.to_json())
-                added.executor.prepare([plan])
-                if plan.package is not None and plan.package.diff and plan.copy is not None:
-                    diff = plan.copy.with_name(plan.copy.name + ".diff")
+                _write_json(task.folder / "executor.json", added.executor.to_json())
+                if plan.package is not None and plan.package.diff:
+                    diff = record.folder / f"{CODE if plan.copy is None else plan.copy.name}.diff"
                     diff.write_text(plan.package.diff, encoding="utf-8", errors="surrogateescape")
+            places: dict[Hashable, list[tuple[Executor, Plan]]] = {}
+            for added, plan in zip(self._added, plans, strict=True):
+                places.setdefault(added.executor.place, []).append((added.executor, plan))
+            for found in places.values():
+                prepared += found
+                for line in found[0][0].prepare([plan for _, plan in found]):
+                    self._say(line)
             for task in record.tasks:
                 task.append("queued")
         except BaseException as error:
+            for executor, plan in prepared:
+                executor.clean(plan)
             shutil.rmtree(record.folder, ignore_errors=True)
             if isinstance(error, OSError):
                 raise StoreError(f"the experiment's folder cannot be written: {error}") from error
@@ -356,20 +389,26 @@ class Experiment:
     def wait(self) -> list[Result]:
         """Wait for an experiment that runs elsewhere, and return what its tasks did. Raises as `run` does."""
         record = self._record()
+        with only_conductor(record.folder, wait=False) as alone:
+            if alone:
+                resume(record)
         while not record.status.final:
             time.sleep(LOOK_INTERVAL)
         return self._results(record)
 
     def status(self) -> dict[str, Status]:
         """How each task stands now, by name. Raises StoreError before it has run."""
-        return {task.name: task.status for task in self._record().tasks}
+        record = self._record()
+        look_after([record], self._warn)
+        return {task.name: task.status for task in record.tasks}
 
     def logs(self, task: str | None = None, *, rank: int | None = None, follow: bool = False) -> None:
         """Print what the ranks of a task (without a name, of the first) wrote; `follow` goes on until it has ended.
 
         Raises StoreError.
         """
-        show_logs(self._record().task(task), rank, follow=follow)
+        record = self._record()
+        show_logs(record.task(task), rank, follow=follow, fetch=fetcher(record, record.task(task), rank))
 
     def cancel(self, task: str | None = None, *, timeout: float = 60.0) -> dict[str, Status]:
         """End the experiment, or one task of it, wherever it runs; returns how each task stands when they have ended.
@@ -378,16 +417,17 @@ class Experiment:
 
         Raises StoreError if nobody has ended them after `timeout` seconds.
         """
-        from executors.processes import end_strays
-
         record = self._record()
+        look_after([record], self._warn)
         tasks = record.tasks if task is None else (record.task(task),)
         for one in tasks:
             if not (status := one.status).final:
                 one.files.cancel.touch()
             elif status is Status.LOST:
-                end_strays(one.folder)
-                one.files.secrets.unlink(missing_ok=True)
+                end_strays(one)
+        with only_conductor(record.folder, wait=False) as alone:
+            if alone:
+                resume(record, while_any=tasks)
         deadline = time.monotonic() + timeout
         while not all(one.status.final for one in tasks):
             if time.monotonic() > deadline:
@@ -397,7 +437,7 @@ class Experiment:
                     f"task {waiting.name!r} has not ended in {timeout:g} s; {owner} looks after it, and has been asked"
                 )
             time.sleep(LOOK_INTERVAL)
-        return self.status()
+        return {one.name: one.status for one in record.tasks}
 
     def _warn(self, warnings: Sequence[str]) -> None:
         """Each once, whatever the number of tasks."""
@@ -418,13 +458,6 @@ def _script_yaml(script: Script) -> str:
 
     env = {name: "(secret)" if is_secret(name) else value for name, value in script.env.items()}
     return to_yaml(Config(Script, **{**dataclasses.asdict(script), "env": env}))
-
-
-def _shared(jobs: list[Job]) -> list[Job]:
-    """Jobs whose equal executors are one, so that one call serves them all."""
-    for index, job in enumerate(jobs):
-        job.executor = next(other.executor for other in jobs[: index + 1] if other.executor == job.executor)
-    return jobs
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,10 +137,11 @@ def printable(text: str) -> str:
     return re.sub(r"[^\x20-\U0010ffff]|[\x7f-\x9f\u2028\u2029\u202a-\u202e]", lambda found: ascii(found[0])[1:-1], text)
 
 
-def show_logs(task: TaskRecord, rank: int | None, *, follow: bool) -> None:
-    """Print a task's logs, each line after the name of its file."""
+def show_logs(task: TaskRecord, rank: int | None, *, follow: bool, fetch: Callable[[], None] = lambda: None) -> None:
+    """Print a task's logs, each line after the name of its file. `fetch` brings them here, if they lie elsewhere."""
     tail = LogTail(task.files, rank)
     while True:
+        fetch()
         ended = task.status.final
         for label, line in tail.new(final=ended or not follow):
             print(f"{label}| {line}", flush=follow)

@@ -451,10 +451,11 @@ def test_a_tasks_secrets_go_when_it_ends() -> None:
 
 
 class CancelledMeanwhile(run.LocalExecutor):
-    def prepare(self, plans: Sequence[Plan]) -> None:
-        super().prepare(plans)
+    def prepare(self, plans: Sequence[Plan]) -> list[str]:
+        said = super().prepare(plans)
         for plan in plans:
             JobFiles(plan.folder).cancel.touch()
+        return said
 
 
 def test_one_that_is_ended_before_it_starts_never_does() -> None:

@@ -67,8 +67,8 @@ def test_the_folder_can_be_read_with_a_pager(launcher_home: Path) -> None:
     recipe = run.Partial(train, trainer=run.Config(Trainer, folder=Path("/data")))
     result = run.run(recipe, run.LocalExecutor(ntasks_per_node=2), name="My run", progress=False)
     assert {path.name for path in result.folder.iterdir()} == {
-        "task.json", "task.yaml", "plan.json", "events.jsonl", "environment.json", "result.json", "launch.log",
-        "rank_0.out", "rank_0.err", "rank_1.out", "rank_1.err",
+        "task.json", "task.yaml", "plan.json", "executor.json", "events.jsonl", "environment.json", "result.json",
+        "launch.log", "rank_0.out", "rank_0.err", "rank_1.out", "rank_1.err",
     }  # fmt: skip
     assert "folder: !path /data" in (result.folder / "task.yaml").read_text()
     assert len(json.loads((result.folder / "plan.json").read_text())["processes"]) == 2
