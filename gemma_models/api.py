@@ -13,7 +13,7 @@ from gemma_models.architectures import GemmaConfig
 from gemma_models.data import DataModule
 from gemma_models.layout import check_recipe, check_schedule, check_training, check_validation
 from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
-from launcher.config import checked_by
+from launcher.checks import checked_by
 from launcher.errors import ConfigError
 
 if TYPE_CHECKING:

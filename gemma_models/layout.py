@@ -1,13 +1,18 @@
-"""Which settings cannot work together. Light: asked before a run is queued, and again where it starts."""
+"""Which settings cannot work together. Light: asked before a run is queued, and again where it starts.
+
+Only the former needs what a recipe is made with: a job has the settings themselves.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.settings import LoRA, MegatronOptimizer, Trainer
-from launcher.config import Call, Partial, build, where
 from launcher.errors import ConfigError, LaunchError, RanksError
+
+if TYPE_CHECKING:
+    from launcher.config import Partial
 
 
 def check_recipe(recipe: Partial[Any], ranks: int) -> None:
@@ -20,6 +25,8 @@ def check_recipe(recipe: Partial[Any], ranks: int) -> None:
 
 def check_validation(recipe: Partial[Any], ranks: int) -> None:
     """The same for a recipe that only takes the validation loss: whatever its schedule, but not without data for it."""
+    from launcher.config import where
+
     _check_unbuilt(recipe, ranks, schedule=False)
     if getattr(recipe.data, "validation_path", "") is None:
         raise ConfigError(
@@ -30,6 +37,8 @@ def check_validation(recipe: Partial[Any], ranks: int) -> None:
 
 
 def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
+    from launcher.config import Call, build, where
+
     if not isinstance(recipe.data, Call) and not hasattr(recipe.data, "train_batches"):
         raise ConfigError(
             f"data is {recipe.data!r}, which is no data module",
@@ -51,6 +60,8 @@ def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
 
 def _blame(recipe: Partial[Any], message: str) -> str | None:
     """Where the first value that the message names was set: "trainer.devices = 3 ..." -> the line of devices."""
+    from launcher.config import where
+
     for word in message.replace(",", " ").split():
         *path, name = word.split(".")
         if path and path[0] in ("model", "trainer", "data", "optim", "peft"):

@@ -11,9 +11,10 @@ import typing
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
+from launcher import no_fiddle
 from launcher.config import Call, Config, Partial
 from launcher.errors import ConfigError
-from launcher.lazy_fiddle import history
+from launcher.lazy_fiddle import fiddle, history
 from launcher.places import caller, place
 from launcher.tree import name_of, show_typed
 
@@ -92,6 +93,8 @@ def _autoconvert(function: Callable[..., Any], *, partial: bool) -> Callable[...
 
 def _converted(function: Callable[..., Any], where: str) -> Callable[..., Any]:
     """The function with its calls made configurations, by fiddle."""
+    if fiddle is no_fiddle:
+        no_fiddle.refuse()
     from fiddle._src.experimental import auto_config, auto_config_policy
 
     def at_once(target: Any) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from launcher import typecheck
+from launcher.checks import check_of
 from launcher.errors import ConfigError, LaunchError, nearest
 from launcher.lazy_fiddle import fiddle, history
 from launcher.ownership import own_defaults, owned, signature
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-
-_CHECK = "__launch_check__"
 
 history.add_exclude_location(__file__)  # the line that set a value is the caller's, not ours
 
@@ -305,22 +304,9 @@ def _require(name: str, target: Any, valid: list[str]) -> None:
         )
 
 
-def checked_by(check: Callable[[Any, int], None]) -> Callable[[F], F]:
-    """A decorator: before a task of this function runs, `check` sees the task and the number of its processes.
-
-    It raises a LaunchError for what cannot work there, so that it is known before anything is queued.
-    """
-
-    def mark(function: F) -> F:
-        function.__dict__[_CHECK] = check
-        return function
-
-    return mark
-
-
 def check_task(task: Any, ranks: int = 1) -> None:
     """Refuse what cannot be run: anything but a Config or a Partial, a wrong value in it (see `check`), and what the
-    task's own check has against it (see `checked_by`). `ranks` is the number of processes that will call it.
+    task's own check has against it (see launcher.checks). `ranks` is the number of processes that will call it.
 
     Raises ConfigError; LaunchError where a launch script without a guard is being loaded by its own job.
     """
@@ -331,7 +317,7 @@ def check_task(task: Any, ranks: int = 1) -> None:
             hint='put the launch under `if __name__ == "__main__":`',
         )
     check(task)
-    own_check = getattr(fiddle.get_callable(task), _CHECK, None)
+    own_check = check_of(fiddle.get_callable(task))
     if own_check is not None:
         own_check(task, ranks)
 

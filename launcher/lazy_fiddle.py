@@ -2,6 +2,9 @@
 
 `import fiddle` takes 0.2 s to load a parser of Python source, for its auto_config, and a log library, for its build.
 Where this module is imported first, those two parts of fiddle load when something in them is first used.
+
+A job needs none of it: its task is read by the worker. Where there is no fiddle, a launch script loads all the same,
+and what would make a configuration says what to install (see launcher.no_fiddle).
 """
 
 from __future__ import annotations
@@ -85,8 +88,13 @@ def _import_fiddle() -> None:
         vars(auto_config).pop("AutoConfigClassMethod", None)  # whoever asks from now on gets fiddle's own
 
 
-if "fiddle" not in sys.modules:
-    _import_fiddle()
+try:
+    if "fiddle" not in sys.modules:
+        _import_fiddle()
+    import fiddle as fiddle
+    from fiddle import history as history
+except ImportError as error:
+    from launcher import no_fiddle
 
-import fiddle as fiddle  # noqa: E402
-from fiddle import history as history  # noqa: E402
+    no_fiddle.why = str(error)
+    fiddle = history = no_fiddle

@@ -10,7 +10,10 @@ from contextvars import ContextVar
 from pathlib import Path
 
 _TOP = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-_OURS = frozenset(os.path.join(_TOP, name) for name in ("launcher", "executors", "executors/ssh", "experiments"))
+_OURS = frozenset(
+    os.path.join(_TOP, name)
+    for name in ("launcher", "executors", "executors/ssh", "experiments", "gemma_models/recipes")
+)
 
 _CALLED: ContextVar[str] = ContextVar("called", default="")
 

@@ -12,7 +12,8 @@ import pytest
 from sample_tasks import Opaque, Optimizer, Precision, Schedule, Trainer, anything, train
 
 import launcher
-from launcher.config import Config, Partial, build, check, check_task, checked_by, task_name, where
+from launcher.checks import checked_by
+from launcher.config import Config, Partial, build, check, check_task, task_name, where
 from launcher.errors import ConfigError
 from launcher.lazy_fiddle import fiddle
 

@@ -1,0 +1,29 @@
+"""A task's own check, which its function carries: known without fiddle, because a job imports the function, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_CHECK = "__launch_check__"
+
+
+def checked_by(check: Callable[[Any, int], None]) -> Callable[[F], F]:
+    """A decorator: before a task of this function runs, `check` sees the task and the number of its processes.
+
+    It raises a LaunchError for what cannot work there, so that it is known before anything is queued.
+    """
+
+    def mark(function: F) -> F:
+        function.__dict__[_CHECK] = check
+        return function
+
+    return mark
+
+
+def check_of(function: Any) -> Callable[[Any, int], None] | None:
+    """What `checked_by` gave this function."""
+    found: Callable[[Any, int], None] | None = getattr(function, _CHECK, None)
+    return found
