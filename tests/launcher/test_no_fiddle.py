@@ -88,7 +88,7 @@ def test_training_looks_for_none_of_them(tmp_path: Path) -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     loaded = set(shown.stdout.split())
     assert "gemma_models.training.loop" in loaded
-    assert not loaded & {"fiddle", "rich", "click", "yaml", "paramiko", "launcher.config", "executors"}
+    assert not loaded & {"fiddle", "rich", "click", "paramiko", "launcher.config", "executors"}
 
 
 def test_a_launch_script_loads_and_its_functions_run(tmp_path: Path, bare: dict[str, str]) -> None:
