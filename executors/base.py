@@ -237,13 +237,15 @@ class JobState:
     """What is known of a submitted plan now.
 
     detail: what the place says of it, on a line: "job 123, pending: Resources", "job 123 on node[1-2]". attempt: how
-    often it was started; more than once where the place itself runs it again.
+    often it was started; more than once where the place itself runs it again. accepted: the place has it, and goes on
+    without us.
     """
 
     status: Status
     failure: Failure | None = None
     detail: str = ""
     attempt: int = 1
+    accepted: bool = True
 
 
 class Handle(ABC):

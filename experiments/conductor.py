@@ -40,6 +40,7 @@ class Job:
     end: JobState | None = None
     attempt: int = 1
     detail: str = ""
+    accepted: bool = False
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Conductor:
         they are by the others.
         """
         handled = 0
-        with collected(lambda: self._wake.put(None)) as signals, self._monitor:
+        with collected(self.wake) as signals, self._monitor:
             try:
                 while not all(job.status.final for job in self._jobs):
                     if len(signals) > handled:
@@ -133,9 +134,9 @@ class Conductor:
 
         A Ctrl-C ends what was submitted, and raises KeyboardInterrupt.
         """
-        with collected(lambda: self._wake.put(None)) as signals, self._monitor:
+        with collected(self.wake) as signals, self._monitor:
             self._start_what_can()
-            while any(job.handle is not None and job.status is Status.QUEUED and not job.detail for job in self._jobs):
+            while any(job.handle is not None and not job.accepted for job in self._jobs):
                 if signals:
                     self._stop(self._units)
                     break
@@ -144,20 +145,23 @@ class Conductor:
         if signals:
             raise KeyboardInterrupt
 
-    def adopt(self) -> None:
-        """Take over what another process has submitted. What it had not is lost, and stays so. Raises LaunchError."""
+    def wake(self) -> None:
+        """There may be something new to see. Any thread may say so."""
+        self._wake.put(None)
+
+    def orphans(self) -> list[Job]:
+        """What has not ended, as far as we know, and may go on in a place that can be asked."""
         for job in self._jobs:
             job.status, job.detail, job.attempt = job.record.status, job.record.detail, max(1, job.record.attempts)
-        waiting = [job for job in self._jobs if not job.status.final or job.status is Status.LOST]
-        for jobs in _by_place([job for job in waiting if job.executor.outlives]):
-            handles = jobs[0].executor.attach([job.plan for job in jobs], lambda: self._wake.put(None))
-            for job, handle in zip(jobs, handles, strict=True):
-                job.handle = handle
-                if handle is not None and job.status is Status.LOST:
-                    job.status = Status.QUEUED
-        for job in waiting:
-            if job.handle is None:
+        return [job for job in self._jobs if not _over(job.status) and job.executor.outlives]
+
+    def adopt(self) -> None:
+        """Take over the orphans that have a handle now. What has none was never submitted: it is lost, and stays so."""
+        for job in self._jobs:
+            if job.handle is None and not _over(job.status):
                 job.status = Status.LOST
+            elif job.handle is not None and job.status is Status.LOST:
+                job.status = Status.QUEUED
             elif job.status is Status.RUNNING:
                 self._monitor.begin(job.record, tail=job.record.tail_logs)
 
@@ -206,14 +210,14 @@ class Conductor:
     def _submit(self, units: Sequence[_Unit]) -> None:
         """By place: what starts together is submitted together, and one call serves a whole cluster."""
         known = {job.record.name: job for job in self._jobs}
-        for jobs in _by_place([job for unit in units for job in unit.jobs]):
+        for jobs in by_place([job for unit in units for job in unit.jobs]):
             after = {
                 job.plan.name: [known[name].plan for name in job.record.needs if not known[name].status.final]
                 for job in jobs
             }
             executor = jobs[0].executor
             try:
-                handles = executor.submit([job.plan for job in jobs], lambda: self._wake.put(None), after)
+                handles = executor.submit([job.plan for job in jobs], self.wake, after)
             except LaunchError as error:
                 for job in jobs:
                     job.end = JobState(status=Status.FAILED, failure=Failure(rank=None, cause=str(error)))
@@ -224,7 +228,7 @@ class Conductor:
 
     def _poll(self, units: Sequence[_Unit]) -> None:
         """Write down what has changed."""
-        for jobs in _by_place([job for unit in units for job in unit.jobs if job.handle is not None]):
+        for jobs in by_place([job for unit in units for job in unit.jobs if job.handle is not None]):
             states = jobs[0].executor.poll([job.handle for job in jobs if job.handle is not None])
             for job, state in zip(jobs, states, strict=True):
                 self._note(job, state)
@@ -234,6 +238,7 @@ class Conductor:
 
     def _note(self, job: Job, state: JobState) -> None:
         """What a place says of a job: that it starts, that it was started again, why it waits, that it has ended."""
+        job.accepted = state.accepted
         again = state.attempt > job.attempt
         if again and job.status is Status.RUNNING:
             self._write(job, "retrying", attempt=job.attempt, detail=state.detail)
@@ -303,7 +308,7 @@ class Conductor:
                 for job in unit.jobs:
                     self._write(job, "cancelled")
         running = [job for unit in units for job in unit.jobs if job.handle is not None]
-        for jobs in _by_place(running):
+        for jobs in by_place(running):
             jobs[0].executor.cancel([job.handle for job in jobs if job.handle is not None], now=now)
 
     def _abandon(self, error: BaseException) -> None:
@@ -312,7 +317,7 @@ class Conductor:
         Those that outlive us go on, and are found again.
         """
         ours = [job for job in self._jobs if job.handle is None or not job.executor.outlives]
-        for jobs in _by_place([job for job in ours if job.handle is not None]):
+        for jobs in by_place([job for job in ours if job.handle is not None]):
             executor = jobs[0].executor
             handles = [job.handle for job in jobs if job.handle is not None]
             executor.cancel(handles)
@@ -343,7 +348,11 @@ def _told(state: JobState) -> dict[str, str]:
     return {"detail": state.detail} if state.detail else {}
 
 
-def _by_place(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+def _over(status: Status) -> bool:
+    return status.final and status is not Status.LOST
+
+
+def by_place(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that one call serves."""
     found: dict[Hashable, list[Job]] = {}
     for job in jobs:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from executors.base import Plan, Status
-from experiments.conductor import Conductor, Job
+from experiments.conductor import Conductor, Job, by_place
 from experiments.progress import Monitor
 from experiments.store import ExperimentRecord, TaskRecord
 from launcher.errors import LaunchError
@@ -54,33 +54,59 @@ def job_of(task: TaskRecord) -> Job:
 def look_after(records: Sequence[ExperimentRecord], warn: Callable[[Sequence[str]], None]) -> None:
     """Ask the places of what has not ended how it stands, and write it down, where no launcher does.
 
-    warn: is told of a place that cannot be asked; what is known of its tasks stays as it was.
+    One question a place. warn: is told of one that cannot be asked; what is known of its tasks stays as it was.
     """
-    for record in records:
-        if record.status.final and record.status is not Status.LOST:
-            continue
-        with only_conductor(record.folder, wait=False) as alone:
-            if not alone:
+    with contextlib.ExitStack() as stack:
+        conductors = []
+        for record in records:
+            if record.status.final and record.status is not Status.LOST:
                 continue
-            try:
-                jobs = jobs_of(record)
-                if any(job.executor.outlives for job in jobs):
-                    conductor = Conductor(jobs, sequential=record.sequential, monitor=Monitor(False, tail=False))
-                    conductor.adopt()
-                    conductor.look()
-            except (LaunchError, OSError, ValueError, KeyError) as error:
-                warn([f"how experiment {record.id} stands now cannot be found out: {error}"])
+            if stack.enter_context(only_conductor(record.folder, wait=False)):
+                with contextlib.suppress(LaunchError, OSError, ValueError, KeyError):  # older than this, or unfinished
+                    conductors.append(_conductor(record))
+        _attach(conductors, warn)
+        for conductor in conductors:
+            conductor.look()
 
 
 def resume(record: ExperimentRecord, *, while_any: Sequence[TaskRecord] | None = None) -> None:
-    """Look after an experiment that outlived its launcher, until it has ended, or these of its tasks have."""
-    if all(status.final for status in {task.status for task in while_any or record.tasks}):
+    """Look after an experiment that outlived its launcher, until it has ended, or these of its tasks have.
+
+    Raises LaunchError if its place cannot be asked.
+    """
+    if all(task.status.final for task in while_any or record.tasks):
         return
-    jobs = jobs_of(record)
-    if any(job.executor.outlives for job in jobs):
-        conductor = Conductor(jobs, sequential=record.sequential, monitor=Monitor(False, tail=False, quiet=True))
-        conductor.adopt()
+    conductor = _conductor(record)
+    if conductor.orphans():
+        _attach([conductor], None)
         conductor.run(until=None if while_any is None else [task.name for task in while_any])
+
+
+def _conductor(record: ExperimentRecord) -> Conductor:
+    monitor = Monitor(False, tail=False, quiet=True)
+    return Conductor(jobs_of(record), sequential=record.sequential, monitor=monitor)
+
+
+def _attach(conductors: Sequence[Conductor], warn: Callable[[Sequence[str]], None] | None) -> None:
+    """Give the orphans of all of them handles; without `warn`, raise LaunchError for a place that cannot be asked."""
+
+    def wake() -> None:
+        for conductor in conductors:
+            conductor.wake()
+
+    for jobs in by_place([job for conductor in conductors for job in conductor.orphans()]):
+        executor = jobs[0].executor
+        try:
+            handles = executor.attach([job.plan for job in jobs], wake)
+        except LaunchError as error:
+            if warn is None:
+                raise
+            warn([f"{executor.describe_place()} cannot be asked how its tasks stand now: {error}"])
+            continue
+        for job, handle in zip(jobs, handles, strict=True):
+            job.handle = handle
+    for conductor in conductors:
+        conductor.adopt()
 
 
 def fetcher(record: ExperimentRecord, task: TaskRecord, rank: int | None) -> Callable[[], None]:
