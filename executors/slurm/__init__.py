@@ -1,0 +1,1 @@
+"""A Slurm cluster, through a tunnel to one of its login nodes."""
