@@ -36,6 +36,7 @@ from launcher.script import Script
 from launcher.worker import JobFiles
 
 if TYPE_CHECKING:
+    from executors.tunnel import Tunnel
     from launcher.config import Call
     from launcher.plugin import Plugin
 
@@ -86,6 +87,18 @@ class Experiment:
     def from_title(cls, title: str) -> Self:
         """The newest experiment of that title. Raises StoreError."""
         return cls._from_record(Store().find_title(title))
+
+    @classmethod
+    def attach(cls, tunnel: Tunnel, query: str) -> Self:
+        """An experiment of another launcher, or of one whose files are lost, from where it runs.
+
+        tunnel: to the place, with the job_dir that the launcher gave. query: its id or title, or how one begins.
+
+        Raises StoreError, TunnelError.
+        """
+        from experiments.attach import attach
+
+        return cls._from_record(attach(tunnel, query))
 
     @classmethod
     def _from_record(cls, record: ExperimentRecord) -> Self:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from executors.packaging import HybridPackager as HybridPackager
     from executors.packaging import Packager as Packager
     from executors.packaging import PatternPackager as PatternPackager
+    from executors.slurm.executor import SlurmExecutor as SlurmExecutor
+    from executors.tunnel import LocalTunnel as LocalTunnel
+    from executors.tunnel import SSHTunnel as SSHTunnel
     from experiments.experiment import Experiment as Experiment
     from experiments.experiment import Result as Result
     from launcher.autoconvert import autoconvert as autoconvert
@@ -35,6 +38,9 @@ else:
         "Script": "launcher.script",
         "autoconvert": "launcher.autoconvert",
         "LocalExecutor": "executors.local",
+        "SlurmExecutor": "executors.slurm.executor",
+        "LocalTunnel": "executors.tunnel",
+        "SSHTunnel": "executors.tunnel",
         "Packager": "executors.packaging",
         "GitArchivePackager": "executors.packaging",
         "PatternPackager": "executors.packaging",

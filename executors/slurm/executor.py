@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from executors.architecture import GPUS, Architecture
 from executors.base import NONE, Executor, Handle, JobState, Plan, Task
@@ -19,6 +19,10 @@ from executors.slurm.script import Raw, environment, render
 from executors.tunnel import Tunnel
 from launcher.errors import nearest
 from launcher.worker import JobFiles
+
+if TYPE_CHECKING:
+    from executors.slurm.submission import Job
+    from executors.slurm.watch import SlurmJob, Watch
 
 WARNING = "USR1@120"
 """What a job that may be started again gets without asking: two minutes to save."""
@@ -78,6 +82,7 @@ class SlurmExecutor(Executor):
     python: str = "python3"
 
     outlives: ClassVar[bool] = True
+    elsewhere: ClassVar[bool] = True
     retries_itself: ClassVar[bool] = True
 
     @property
@@ -310,9 +315,14 @@ class SlurmExecutor(Executor):
             task_file,
         ]
 
+    def describe_place(self) -> str:
+        return self._reach().name
+
     def prepare(self, plans: Sequence[Plan]) -> list[str]:
-        """Bring what the cluster does not have there, and ask its scheduler what it thinks of the jobs."""
-        raise NotImplementedError
+        from executors.slurm.delivery import deliver, write_here
+
+        write_here(plans)
+        return deliver(self._reach(), plans)
 
     def submit(
         self,
@@ -320,22 +330,64 @@ class SlurmExecutor(Executor):
         wake: Callable[[], None],
         after: Mapping[str, Sequence[Plan]] = NONE,
     ) -> list[Handle]:
-        raise NotImplementedError
+        from executors.slurm.watch import SlurmJob
+
+        watch = self._watch()
+        handles = [SlurmJob(plan, self._job(plan, after.get(plan.name, ())), wake) for plan in plans]
+        watch.add(handles)
+        return list(handles)
 
     def attach(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle | None]:
-        raise NotImplementedError
+        from executors.slurm.watch import SlurmJob
+
+        handles = [SlurmJob(plan, self._job(plan, ()), wake) for plan in plans]
+        found = self._watch().attach(handles)
+        return [handle if handle in found else None for handle in handles]
 
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
-        raise NotImplementedError
+        states = [_own(handle).state for handle in handles]
+        self._watch().look_after([_own(handle) for handle in handles])
+        return states
 
     def cancel(self, handles: Sequence[Handle], *, now: bool = False) -> None:
-        raise NotImplementedError
+        self._watch().cancel([_own(handle) for handle in handles], now=now)
 
     def fetch(self, plans: Sequence[Plan], *, rank: int | None = None) -> None:
-        raise NotImplementedError
+        from executors.mirror import mirror
+        from executors.slurm.watch import ALL, rank_logs
+
+        folders = {str(plan.remote): plan.folder for plan in plans}
+        while mirror(self._reach(), folders, ALL if rank is None else rank_logs(rank)):
+            continue
 
     def clean(self, plan: Plan) -> None:
-        raise NotImplementedError
+        """A job takes its secrets away itself, or the watch does; here they are those of one that never was submitted."""
+        if plan.secrets and not self._watch().knows(plan):
+            self.end_strays(plan)
+
+    def end_strays(self, plan: Plan) -> None:
+        from executors.slurm import submission
+
+        submission.cancel(self._reach(), [self._job(plan, ())])
+
+    def _watch(self) -> Watch:
+        from executors.slurm.watch import watch
+
+        return watch(self._reach(), self.place)
+
+    def _job(self, plan: Plan, needed: Sequence[Plan]) -> Job:
+        from executors.slurm.submission import Job
+
+        needs = tuple(str(need.remote) for need in needed)
+        return Job(folder=str(plan.remote), name=plan.job, needs=needs, dependency=self.dependency_type)
+
+
+def _own(handle: Handle) -> SlurmJob:
+    from executors.slurm.watch import SlurmJob
+
+    if not isinstance(handle, SlurmJob):
+        raise TypeError(f"{type(handle).__name__} is not a handle of SlurmExecutor")
+    return handle
 
 
 def _mount(text: str) -> str:

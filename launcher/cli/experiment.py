@@ -1,9 +1,10 @@
-"""`gemma-launch experiment list | status | logs | cancel`."""
+"""`gemma-launch experiment list | status | logs | cancel | attach`."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +15,10 @@ from launcher.cli.usage import Group
 if TYPE_CHECKING:
     from executors.base import Failure
     from experiments.store import TaskRecord
+
+
+UNSETTLED = ("queued", "running", "lost")
+"""An experiment of that status may stand differently by now, in a place that nobody has asked."""
 
 
 def _complete_experiment(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -40,9 +45,14 @@ def experiment() -> None:
 def list_(limit: int | None) -> None:
     """Every experiment, newest first."""
     from experiments.logs import printable
+    from experiments.lookout import look_after
     from experiments.store import Store
 
-    found = Store().summaries(limit)
+    store = Store()
+    found = store.summaries(limit)
+    if unsettled := [store.read(store.folder / each.id) for each in found if each.status in UNSETTLED]:
+        look_after(unsettled, _warn)
+        found = store.summaries(limit)
     if not found:
         click.echo(f"no experiments in {Store().folder}", err=True)
         return
@@ -58,9 +68,11 @@ def list_(limit: int | None) -> None:
 def status(experiment: str) -> None:
     """How one experiment stands, task by task."""
     from experiments.logs import printable
+    from experiments.lookout import look_after
     from experiments.store import Store
 
     record = Store().find(experiment)
+    look_after([record], _warn)
     click.echo(f"title    {printable(record.title)}")
     click.echo(f"id       {record.id}")
     click.echo(f"status   {record.status}")
@@ -69,6 +81,8 @@ def status(experiment: str) -> None:
     for task in record.tasks:
         again = f" (attempt {task.attempts})" if task.attempts > 1 else ""
         click.echo(f"\ntask {printable(task.name)}: {task.status}{again}")
+        if (detail := task.detail) and not task.status.final:
+            click.echo(f"  {printable(detail)}")
         if task.needs:
             click.echo(f"  after {', '.join(map(printable, task.needs))}")
         _show_metrics(task)
@@ -104,12 +118,16 @@ def _show_failure(failure: Failure) -> None:
 def logs(experiment: str, rank: int | None, task: str | None, follow: bool) -> None:
     """What the ranks wrote to stdout and stderr, each line after its file's name."""
     from experiments.logs import rank_logs, show_logs
+    from experiments.lookout import fetcher
     from experiments.store import Store
 
-    found = Store().find(experiment).task(task)
+    record = Store().find(experiment)
+    found = record.task(task)
+    fetch = fetcher(record, found, rank)
     if rank is not None and not follow:
+        fetch()
         rank_logs(found.files, rank)  # a rank that is not there is an error
-    show_logs(found, rank, follow=follow)
+    show_logs(found, rank, follow=follow, fetch=fetch)
 
 
 @experiment.command()
@@ -124,6 +142,36 @@ def cancel(experiment: str, task: str | None) -> None:
     found = Experiment.from_id(Store().find(experiment).id)
     for name, state in found.cancel(task).items():
         click.echo(f"{printable(name)}: {state}")
+
+
+@experiment.command()
+@_experiment
+@click.option("--host", help="The cluster's login node, or a Host of ~/.ssh/config. Without it, this machine is one.")
+@click.option("--user", help="Who you are there.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Of its sshd.")
+@click.option("--identity", metavar="FILE", help="Your private key.")
+@click.option("--job-dir", required=True, metavar="FOLDER", help="The job_dir of the tunnel that it was launched with.")
+def attach(
+    experiment: str, host: str | None, user: str | None, port: int | None, identity: str | None, job_dir: str
+) -> None:
+    """Take over an experiment that another machine launched, from the cluster where it runs."""
+    from executors.tunnel import LocalTunnel, SSHTunnel, Tunnel
+    from experiments.attach import attach as take_over
+
+    tunnel: Tunnel
+    if host is None:
+        if given := [name for name, value in (("--user", user), ("--port", port), ("--identity", identity)) if value]:
+            raise click.UsageError(f"{given[0]} needs --host")
+        tunnel = LocalTunnel(job_dir=job_dir)
+    else:
+        tunnel = SSHTunnel(host, user, port, identity, job_dir=job_dir)
+    record = take_over(tunnel, experiment)
+    click.echo(f"{record.id}: {record.folder}")
+
+
+def _warn(texts: Sequence[str]) -> None:
+    for text in texts:
+        click.echo(f"warning: {text}", err=True)
 
 
 def _when(seconds: float) -> str:

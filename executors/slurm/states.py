@@ -1,0 +1,98 @@
+"""What Slurm says of a job, in our words: its status, a line for a person, and why it failed."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from executors.base import Failure, JobState, Plan, Status
+from executors.failures import job_failure
+from executors.slurm.queue import View
+from launcher.worker import JobFiles
+
+WAITING: Final = {
+    "PENDING",
+    "CONFIGURING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "REQUEUE_FED",
+    "RESV_DEL_HOLD",
+    "SPECIAL_EXIT",
+}
+RUNNING: Final = {"RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING"}
+"""All others are final: sacct's manual, "JOB STATE CODES"."""
+WORDS: Final = {
+    "TIMEOUT": "it reached its time limit",
+    "DEADLINE": "it reached its deadline",
+    "OUT_OF_MEMORY": "it ran out of memory",
+    "NODE_FAIL": "a node failed",
+    "BOOT_FAIL": "a node did not boot",
+    "PREEMPTED": "a job of higher priority took its place",
+    "REVOKED": "another cluster of the federation took it",
+}
+ADVICE: Final = {
+    "TIMEOUT": "time='...' for longer, or retries=N to go on from the last checkpoint",
+    "OUT_OF_MEMORY": "mem='...' for more, or a smaller micro_batch_size",
+    "NODE_FAIL": "retries=N to have Slurm start it again",
+    "PREEMPTED": "retries=N to have Slurm start it again",
+}
+REASONS: Final = {
+    "Dependency": "waits for a job that it needs",
+    "BeginTime": "is to be started again",
+    "Resources": "waits for nodes",
+    "Priority": "waits behind jobs of higher priority",
+    "None": "",
+}
+"""Of squeue's many, those that have plainer words; the others are shown as they are."""
+NEVER: Final = "DependencyNeverSatisfied"
+
+
+def describe(view: View) -> str:
+    """A line for a person: "job 12: pending, waits for nodes, starts about 14:20", "job 12 on node[1-2]"."""
+    if view.state in WAITING:
+        parts = [f"job {view.job_id}: pending", REASONS.get(view.reason, view.reason)]
+        if view.start is not None and view.start > time.time():
+            parts.append(f"starts about {_clock(view.start)}")
+        return ", ".join(filter(None, parts))
+    return f"job {view.job_id}" + (f" on {view.nodes}" if view.nodes else "")
+
+
+def _clock(seconds: float) -> str:
+    here = time.localtime(seconds)
+    today = time.strftime("%Y%m%d") == time.strftime("%Y%m%d", here)
+    return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", here)
+
+
+def is_final(view: View) -> bool:
+    return view.state not in WAITING and view.state not in RUNNING
+
+
+def state_of(view: View, plan: Plan, *, needs_failed: bool) -> JobState:
+    """How a job stands. What a final one left behind is in the plan's folder already.
+
+    needs_failed: a job that it was to wait for did not succeed.
+    """
+    attempt = view.restarts + 1
+    if not is_final(view):
+        status = Status.QUEUED if view.state in WAITING else Status.RUNNING
+        return JobState(status=status, detail=describe(view), attempt=attempt)
+    status, failure = Status.SUCCEEDED, None
+    if view.state.startswith("CANCELLED"):
+        never = needs_failed and not view.started
+        status = Status.SKIPPED if never else Status.CANCELLED
+        failure = Failure(rank=None, cause="a task that it needs did not succeed") if never else None
+    elif view.state != "COMPLETED":
+        status, failure = Status.FAILED, _failure(view, plan)
+    return JobState(status=status, failure=failure, detail=describe(view), attempt=attempt)
+
+
+def _failure(view: View, plan: Plan) -> Failure:
+    """The rank that failed first, and what Slurm and the job's script say besides."""
+    ended = f"; {view.ended[1]}" if view.ended is not None and view.ended[1] else ""
+    if view.state in WORDS:
+        where = f" on {view.nodes}" if view.nodes else ""
+        advice = f"\n  try: {ADVICE[view.state]}" if view.state in ADVICE else ""
+        return Failure(rank=None, cause=f"job {view.job_id}{where}: {WORDS[view.state]} ({view.state}){ended}{advice}")
+    files = JobFiles(plan.folder)
+    found = job_failure(files, view.exit_code or (128 + view.signal if view.signal else 1))
+    return Failure(rank=found.rank, cause=found.cause + ended, traceback=found.traceback)

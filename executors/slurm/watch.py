@@ -1,0 +1,286 @@
+"""Looks after this process's jobs on one cluster: a thread that submits, asks and fetches, for all of them at once.
+
+What it is told while the cluster cannot be reached is done when it can be again: nothing is lost, and a submission that
+was asked for twice is one (see executors.slurm.submission).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from executors.base import Failure, Handle, JobState, Plan, Status
+from executors.mirror import mirror
+from executors.slurm import submission
+from executors.slurm.queue import View, query
+from executors.slurm.states import NEVER, describe, is_final, state_of
+from executors.slurm.submission import Job
+from executors.tunnel import Tunnel
+from launcher.errors import TunnelError
+
+QUICK: Final = 1.0  # seconds between two looks at a job's files while it is young, or followed
+SLOW: Final = 5.0  # and later
+LONGEST: Final = 30.0  # seconds between two questions to the scheduler, when nothing changes
+GROWTH: Final = 1.5
+LOST_AFTER: Final = 15.0  # seconds that a job may be unknown everywhere before it counts as lost by the scheduler
+
+SMALL: Final = re.compile(
+    r"metrics\.jsonl|launch\.log|result\.json|environment\.json|rank_[0-9]+\.(failure\.json|stacks)"
+    r"|saved|started|requeues|ended|job_id"
+)
+ALL: Final = re.compile(SMALL.pattern + r"|rank_[0-9]+\.(out|err)")
+
+_watches: dict[tuple[int, Hashable], Watch] = {}
+_lock = threading.Lock()
+
+
+class SlurmJob(Handle):
+    """A plan on its way through a cluster."""
+
+    def __init__(self, plan: Plan, job: Job, wake: Callable[[], None]) -> None:
+        self.plan = plan
+        self.job = job
+        self.wake = wake
+        self.id: int | None = None
+        self.state = JobState(status=Status.QUEUED, accepted=False)
+        self.ending: bool = False  # somebody asked for its end
+        self.now = False
+        self.asked = False  # the cluster was told so
+        self.seen = False  # somebody has asked how it stands
+        self.missed: float | None = None  # since when nobody there knows it
+
+    @property
+    def ended(self) -> bool:
+        return self.state.status.final
+
+    def set(self, state: JobState) -> None:
+        changed = state != self.state
+        self.state = state
+        if changed:
+            self.wake()
+
+
+def watch(tunnel: Tunnel, place: Hashable) -> Watch:
+    """The one of a place, in this process."""
+    with _lock:
+        return _watches.setdefault((os.getpid(), place), Watch(tunnel))
+
+
+class Watch:
+    """The jobs that this process knows of on a cluster."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self._tunnel = tunnel
+        self._jobs: list[SlurmJob] = []
+        self._folders: set[Path] = set()
+        self._guard = threading.Lock()
+        self._news = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._asked = 0.0  # when the scheduler was, last
+        self._pause = QUICK
+        self._trouble = 0
+
+    def add(self, jobs: Sequence[SlurmJob]) -> None:
+        """Jobs to submit, in this order, or that were submitted."""
+        with self._guard:
+            self._jobs.extend(jobs)
+            self._folders.update(handle.plan.folder for handle in jobs)
+        self._soon()
+
+    def attach(self, jobs: Sequence[SlurmJob]) -> list[SlurmJob]:
+        """Those that were submitted, with how they stand. Raises TunnelError."""
+        ids = submission.find(self._tunnel, [handle.job for handle in jobs])
+        found = [handle for handle in jobs if ids.get(handle.job.folder) is not None]
+        for handle in found:
+            handle.id = ids[handle.job.folder]
+        if found:
+            self._look(found, SMALL)
+            self._ask(found)
+        with self._guard:
+            self._jobs.extend(handle for handle in found if not handle.ended)
+            self._folders.update(handle.plan.folder for handle in found)
+        return found
+
+    def cancel(self, jobs: Sequence[SlurmJob], *, now: bool) -> None:
+        for handle in jobs:
+            handle.asked = handle.asked and handle.now == now
+            handle.ending, handle.now = True, now
+        self._soon()
+
+    def knows(self, plan: Plan) -> bool:
+        """Whether it is or was among its jobs."""
+        with self._guard:
+            return plan.folder in self._folders
+
+    def look_after(self, jobs: Sequence[SlurmJob]) -> None:
+        """From the second call on: who looks once at what was attached has seen it already."""
+        if all(handle.seen or handle.ended for handle in jobs):
+            self._start()
+        for handle in jobs:
+            handle.seen = True
+
+    def _start(self) -> None:
+        with self._guard:
+            if self._thread is None and any(not handle.ended for handle in self._jobs):
+                self._thread = threading.Thread(target=self._run, daemon=True, name=f"watch {self._tunnel.name}")
+                self._thread.start()
+
+    def _soon(self) -> None:
+        self._pause = QUICK
+        self._asked = 0.0
+        self._news.set()
+        self._start()
+
+    def _run(self) -> None:
+        while True:
+            self._news.clear()
+            with self._guard:
+                live = [handle for handle in self._jobs if not handle.ended]
+                if not live:
+                    self._jobs.clear()
+                    self._thread = None
+                    return
+            try:
+                self._round(live)
+                self._trouble = 0
+            except TunnelError as error:
+                self._trouble += 1
+                for handle in live:
+                    handle.set(_with_detail(handle.state, f"{_first_line(error)}; trying again"))
+            except Exception as error:  # a defect of ours must not leave jobs without anybody
+                logging.getLogger(__name__).exception("the watch of %s goes on", self._tunnel.name)
+                self._trouble += 1
+                for handle in live:
+                    handle.set(_with_detail(handle.state, f"{type(error).__name__}: {error}; trying again"))
+            followed = any(handle.plan.follow for handle in live)
+            calm = QUICK if followed else min(SLOW, max(QUICK, self._pause / 4))
+            self._news.wait(min(LONGEST, QUICK * 2**self._trouble) if self._trouble else calm)
+
+    def _round(self, live: Sequence[SlurmJob]) -> None:
+        self._submit([handle for handle in live if handle.id is None])
+        self._end([handle for handle in live if handle.ending and not handle.asked and not handle.ended])
+        there = [handle for handle in live if handle.id is not None and not handle.ended]
+        quiet = [handle for handle in there if not handle.plan.follow]
+        seen = _marks(there)
+        self._look([handle for handle in there if handle.plan.follow], ALL)
+        self._look(quiet, SMALL)
+        if _marks(there) != seen or time.monotonic() - self._asked >= self._pause:
+            self._ask(there)
+
+    def _submit(self, jobs: Sequence[SlurmJob]) -> None:
+        wanted: list[SlurmJob] = []
+        for handle in jobs:
+            if handle.ending:  # it may be there all the same: the answer was lost, perhaps
+                handle.id = submission.find(self._tunnel, [handle.job]).get(handle.job.folder)
+                if handle.id is None:
+                    submission.cancel(self._tunnel, [handle.job])
+                    handle.set(JobState(status=Status.CANCELLED))
+            else:
+                wanted.append(handle)
+        if not wanted:
+            return
+        answers = submission.submit(self._tunnel, [handle.job for handle in wanted])
+        for handle in wanted:
+            answer = answers[handle.job.folder]
+            if isinstance(answer, int):
+                handle.id = answer
+                handle.set(JobState(status=Status.QUEUED, detail=f"job {answer}: submitted"))
+            else:
+                submission.cancel(self._tunnel, [handle.job])
+                handle.set(JobState(status=Status.FAILED, failure=Failure(rank=None, cause=answer)))
+
+    def _end(self, jobs: Sequence[SlurmJob]) -> None:
+        for now in (False, True):
+            if asked := [handle for handle in jobs if handle.now is now]:
+                submission.cancel(self._tunnel, [handle.job for handle in asked], now)
+                for handle in asked:
+                    handle.asked = True
+
+    def _look(self, jobs: Sequence[SlurmJob], names: re.Pattern[str]) -> None:
+        """Bring what is new of their files."""
+        if jobs:
+            folders = {handle.job.folder: handle.plan.folder for handle in jobs}
+            while mirror(self._tunnel, folders, names):
+                continue
+
+    def _ask(self, jobs: Sequence[SlurmJob]) -> None:
+        """Ask the scheduler how they stand: one question for all."""
+        asked = {handle.job.folder: (handle.job.name, handle.id) for handle in jobs if handle.id is not None}
+        views = query(self._tunnel, asked)
+        self._asked = time.monotonic()
+        before = [(handle.state.status, handle.state.detail) for handle in jobs]
+        ended = [handle for handle in jobs if (view := views[handle.job.folder]) is not None and is_final(view)]
+        self._look([handle for handle in ended if handle.plan.follow], ALL)
+        self._look([handle for handle in ended if not handle.plan.follow], SMALL)
+        for handle in jobs:
+            if (view := views[handle.job.folder]) is None:
+                self._missing(handle)
+            else:
+                handle.missed = None
+                self._update(handle, view)
+        changed = before != [(handle.state.status, handle.state.detail) for handle in jobs]
+        self._pause = QUICK if changed else min(LONGEST, self._pause * GROWTH)
+
+    def _update(self, handle: SlurmJob, view: View) -> None:
+        if view.reason == NEVER and not handle.ending:  # Slurm would keep it for ever
+            self.cancel([handle], now=False)
+            handle.set(_with_detail(handle.state, describe(view)))
+            return
+        state = state_of(view, handle.plan, needs_failed=self._needs_failed(handle, view))
+        if state.failure is not None and state.failure.rank is not None and not handle.plan.follow:
+            self._look([handle], rank_logs(state.failure.rank))
+            state = state_of(view, handle.plan, needs_failed=False)
+        if state.status.final and view.ended is None:
+            submission.cancel(self._tunnel, [handle.job])  # its script had no time to take its secrets away
+        handle.set(state)
+
+    def _needs_failed(self, handle: SlurmJob, view: View) -> bool:
+        with self._guard:
+            known = {other.job.folder: other.state.status for other in self._jobs}
+        needed = [known.get(folder) for folder in handle.job.needs]
+        return view.reason == NEVER or any(status is not None and status is not Status.SUCCEEDED for status in needed)
+
+    def _missing(self, handle: SlurmJob) -> None:
+        """The scheduler knows no such job: it was killed before it had written it down, and forgot it."""
+        now = time.monotonic()
+        handle.missed = handle.missed or now
+        self._pause = QUICK
+        if now - handle.missed < LOST_AFTER:
+            return
+        if handle.ending:
+            handle.set(JobState(status=Status.CANCELLED))
+            return
+        handle.job = submission.resubmission(self._tunnel, handle.job)
+        handle.set(_with_detail(handle.state, f"job {handle.id}: the scheduler has lost it; it is submitted again"))
+        handle.id, handle.missed = None, None
+
+
+def rank_logs(rank: int) -> re.Pattern[str]:
+    return re.compile(rf"rank_{rank}\.(out|err)")
+
+
+def _marks(jobs: Sequence[SlurmJob]) -> list[tuple[int, int]]:
+    """What a job's script leaves when it starts and ends, here: a change is worth a question to the scheduler."""
+
+    def size(path: Path) -> int:
+        with contextlib.suppress(OSError):
+            return path.stat().st_size
+        return -1
+
+    return [(size(handle.plan.folder / "started"), size(handle.plan.folder / "ended")) for handle in jobs]
+
+
+def _with_detail(state: JobState, detail: str) -> JobState:
+    return replace(state, detail=detail)
+
+
+def _first_line(error: TunnelError) -> str:
+    return str(error).splitlines()[0]
