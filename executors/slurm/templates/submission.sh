@@ -64,10 +64,23 @@ queued() {
         { name = $0; sub(/^[^|]*\|/, "", name) } name == ENVIRON["NAME"] { id = $0; sub(/\|.*/, "", id) } END { print id }'
 }
 
-# What accounting has of a name. A job that has not ended there, and is not in the queue, was lost by the scheduler.
+# What accounting has of a name, where the queue may have forgotten it. One that has not ended there was lost.
 accounted() {
-    sacct -X -D -P -n -u "$user" -S "now-$1seconds" --name="$2" -o JobID,State 2>/dev/null |
-        awk -F '|' '$2 !~ /^(PENDING|RUNNING|SUSPENDED|REQUEUED|RESIZING)/ { sub(/[_+].*/, "", $1); id = $1 } END { print id }'
+    age=$(($(date +%s) - when))
+    keeps=$(scontrol show config 2>/dev/null | sed -n 's/^MinJobAge *= *\([0-9]*\).*/\1/p')
+    [ "$age" -ge "$((${keeps:-0} - 5))" ] || return 0
+    if records=$(sacct -X -D -P -n -u "$user" -S "now-$((age + 3600))seconds" --name="$name" -o JobID,State 2>&1); then
+        id=$(printf '%s\n' "$records" | awk -F '|' '
+            $2 !~ /^(PENDING|RUNNING|SUSPENDED|REQUEUED|RESIZING)/ { sub(/[_+].*/, "", $1); id = $1 } END { print id }')
+    else
+        case $records in
+        *disabled*) ;;
+        *)
+            printf '%s\n' "$records" >&2
+            exit 65
+            ;;
+        esac
+    fi
 }
 
 first() {
@@ -95,7 +108,7 @@ search() {
     ask
     id=$(queued "$name")
     [ -n "$id" ] || id=$(first "$folder/started")
-    [ -n "$id" ] || id=$(accounted "$(($(date +%s) - when + 3600))" "$name")
+    [ -n "$id" ] || accounted
 }
 
 journal() {
@@ -129,7 +142,7 @@ put_aside() {
     while [ -e "$folder/submission.$past" ]; do
         past=$((past + 1))
     done
-    rm -f "$folder/stop" "$folder/saved"
+    rm -f "$folder/stop" "$folder/saved" "$folder/cancel"
     for file in job_id started requeues ended submission; do # the intent last: with it, this is begun anew
         [ ! -e "$folder/$file" ] || mv -f "$folder/$file" "$folder/$file.$past" || return
     done
@@ -158,6 +171,7 @@ submit() {
         refuse "$missing"
         return
     fi
+    rm -f "$folder/cancel"
     said=$({ printf '%s\n%s\n%s\n' "$name" "$(date +%s)" "$token" >"$folder/.submission.$$" &&
         mv -f "$folder/.submission.$$" "$folder/submission"; } 2>&1) || {
         rm -f "$folder/.submission.$$"
@@ -201,6 +215,9 @@ find_it() {
 cancel() {
     identify
     if [ -n "$intent" ]; then
+        for place in "$folder" "$folder"/array_*; do
+            [ ! -d "$place" ] || : >"$place/cancel" # its script starts nothing again
+        done
         said=$(scancel --user="$user" --name="$name" 2>&1) || silent "$said"
         [ "$verb" = cancel ] || said=$(scancel --full --signal=KILL --user="$user" --name="$name" 2>&1) || silent "$said"
     fi
