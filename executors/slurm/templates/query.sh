@@ -43,7 +43,7 @@ NAMES=$names
 export NAMES
 # shellcheck disable=SC2016
 ours='
-    BEGIN { count = split(ENVIRON["NAMES"], list, "\n"); for (n = 1; n <= count; n++) known[list[n]] }
+    BEGIN { count = split(ENVIRON["NAMES"], list, "\n"); for (n = 1; n < count; n++) known[list[n]] }
     { name = $0; for (n = 1; n < fields; n++) sub(/^[^|]*\|/, "", name) }
     name in known { print kind, $0 }
 '
