@@ -137,9 +137,9 @@ class RestoreConfig:
 class AutoResume:
     """Where a run starts.
 
-    It continues from its own newest checkpoint when the same experiment runs again (a retry, a requeue) or when
-    ``resume_if_exists`` says so; else from ``restore_config``; else from random weights. Checkpoints of another run
-    under the same name are refused, never continued by accident.
+    It continues from its own newest checkpoint when the same task of an experiment runs again (a retry, a requeue),
+    or when ``resume_if_exists`` says so; else from ``restore_config``; else from random weights. Checkpoints of another
+    run under the same name are refused, never continued by accident.
     """
 
     restore_config: RestoreConfig | None = None

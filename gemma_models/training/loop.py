@@ -31,7 +31,9 @@ from gemma_models.training.optimizer import build_optimizer
 from gemma_models.training.parallel import parallel_context
 from gemma_models.training.restore import assets_of, base_path, check_same_run, find_resume, load_base, run_id
 from gemma_models.training.steps import Stepper, first, wrap
+from gemma_models.training.stop import asked_to_stop, note_saved
 from launcher.errors import LaunchError
+from launcher.worker import RESUME
 
 
 class TrainingResult(TypedDict):
@@ -53,7 +55,8 @@ def fit(
     lora: LoRA | None,
     tokenizer: str,
 ) -> TrainingResult:
-    """Train; called in every process of the run. Raises LaunchError where the loss stops being a number."""
+    """Train; called in every process of the run. Raises LaunchError where the loss stops being a number, and
+    SystemExit(RESUME) where the run was asked to stop and has saved."""
     assets = assets_of(resume) if tokenizer == "data" else Path(tokenizer).expanduser()
     # Data that is not text needs no tokenizer, and random weights come without one: the data module says if it does.
     named = tokenizer != "data"  # a tokenizer that was asked for is there, or an error
@@ -100,11 +103,17 @@ def fit(
                     shutil.rmtree(old)
 
         loss = val_loss = None
+        saved = start
         with contextlib.closing(MetricsWriter(log, enabled=dist.get_rank() == 0)) as metrics:
-            if trainer.val_check_interval and start == 0:
-                val_loss = validate(0)
             batches = data.train_batches(start_step=start, seed=trainer.seed, **dp)
             for step in range(start + 1, trainer.max_steps + 1):
+                if asked_to_stop(device):
+                    if step - 1 > saved:
+                        save(step - 1)
+                    note_saved(step - 1)
+                    raise SystemExit(RESUME)
+                if trainer.val_check_interval and step == 1:
+                    val_loss = validate(0)
                 lr = optimizer.param_groups[0]["lr"]
                 began = time.perf_counter()
                 loss, grad_norm, tokens = stepper.train(next(batches))
@@ -132,6 +141,7 @@ def fit(
                 every = log.ckpt.every_n_train_steps
                 if last or (every and step % every == 0):
                     save(step)
+                    saved = step
         # Nobody leaves while rank 0 still tidies up.
         dist.barrier()
         return TrainingResult(

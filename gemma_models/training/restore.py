@@ -17,11 +17,17 @@ from gemma_models.peft.lora import apply_lora
 from gemma_models.settings import AutoResume, LoRA, MegatronStrategy, RestoreConfig
 from gemma_models.training.checkpoints import CheckpointInfo, load_model, read_info, steps
 from launcher.errors import CheckpointError
+from launcher.worker import EXPERIMENT_ID, JOB_DIR
 
 
 def run_id() -> str | None:
-    """The experiment this process belongs to; a retry and a requeue keep it. None without a launcher."""
-    return os.environ.get("GEMMA_LAUNCHER_EXPERIMENT_ID")
+    """The task of an experiment that this process belongs to, as its folder is named: a retry and a requeue keep it,
+    another task of the same experiment is another run. None without a launcher."""
+    experiment = os.environ.get(EXPERIMENT_ID)
+    if experiment is None:
+        return None
+    _, _, task = os.environ.get(JOB_DIR, "").rpartition(f"/{experiment}/")
+    return f"{experiment}/{task}"
 
 
 def checkpoint_folder(path: str | Path) -> Path:

@@ -27,6 +27,7 @@ from gemma_models.settings import (
     Trainer,
 )
 from launcher.config import Partial
+from launcher.worker import JOB_DIR, RESTART, JobFiles
 
 VOCABULARY = 96
 WINDOW = 16
@@ -91,6 +92,21 @@ class UnevenData:
         length = int(random.randint(self.seq_length // 2, self.seq_length + 2))
         prompt = int(random.randint(1, length - 1))
         return Example(random.randint(0, VOCABULARY, length).tolist(), [place >= prompt for place in range(length)])
+
+
+@dataclass(kw_only=True)
+class StoppingData(UnevenData):
+    """Asks that the job be stopped, as a place does: in the job's n-th start while step `stops[n]` is being taken."""
+
+    stops: list[int]
+
+    def train_batches(self, *, start_step: int, dp_rank: int, dp_size: int, seed: int) -> Iterator[list[Batch]]:
+        start = int(os.environ[RESTART])
+        batches = super().train_batches(start_step=start_step, dp_rank=dp_rank, dp_size=dp_size, seed=seed)
+        for step, batch in enumerate(batches, start_step + 1):
+            if dp_rank == 0 and start < len(self.stops) and step == self.stops[start]:
+                JobFiles(os.environ[JOB_DIR]).stop.touch()
+            yield batch
 
 
 def recipe(
