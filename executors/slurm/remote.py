@@ -16,17 +16,24 @@ NO_SLURM, SILENT = 64, 65
 
 
 @cache
-def script(name: str) -> str:
-    """The text of a script, with what stands before each."""
-    return "".join(COMMENT.sub("", (TEMPLATES / f"{file}.sh").read_text()) for file in ("prelude", name))
+def text(name: str) -> str:
+    """A script, without what it does not need on its way."""
+    return COMMENT.sub("", (TEMPLATES / f"{name}.sh").read_text())
 
 
 def call(tunnel: Tunnel, name: str, *arguments: str, input: bytes = b"", timeout: float) -> list[str]:
-    """Run a script there, and give the lines that it printed. Raises TunnelError.
+    """Run a script beside sbatch, and give the lines that it printed. Raises TunnelError."""
+    command = ["sh", "-c", text("prelude") + text(name), name, *arguments]
+    said = output(tunnel, command, input=input, timeout=timeout)
+    return said.decode(errors="surrogateescape").split("\n")[:-2]
+
+
+def output(tunnel: Tunnel, command: Sequence[str], *, input: bytes, timeout: float) -> bytes:
+    """What a script printed that was not broken off. Raises TunnelError.
 
     Lost is what was asked of a scheduler that does not answer, too: it may be asked again.
     """
-    done = tunnel.run(["sh", "-c", script(name), name, *arguments], input=input, timeout=timeout)
+    done = tunnel.run(command, input=input, timeout=timeout)
     said = done.stderr.decode(errors="replace").strip()
     if done.status == NO_SLURM:
         raise TunnelError(
@@ -38,8 +45,7 @@ def call(tunnel: Tunnel, name: str, *arguments: str, input: bytes = b"", timeout
         raise TunnelError(
             f"Slurm on {tunnel.name} does not answer: {said}", hint="sinfo there; ask again when it answers", lost=True
         )
-    lines = done.stdout.decode(errors="surrogateescape").split("\n")
-    if done.status or lines[-2:] != ["end", ""]:
+    if done.status or not done.stdout.endswith(b"end\n"):
         hint = None
         if "No space left" in said or "quota" in said.lower():
             hint = f"make room on {tunnel.name}, or job_dir='...' on another file system"
@@ -51,7 +57,7 @@ def call(tunnel: Tunnel, name: str, *arguments: str, input: bytes = b"", timeout
             hint=hint,
             lost=True,
         )
-    return lines[:-2]
+    return done.stdout
 
 
 def listed(fields: Iterable[str]) -> bytes:
