@@ -1,6 +1,6 @@
 """The one file that sbatch is given, and the variables beside it.
 
-What a shell reads is quoted by shlex; `Raw` words are our own, and are read by it.
+What a shell reads is quoted by shlex; `Raw` words are our own, and are expanded by it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,19 @@ import string
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from executors.slurm.options import directives
+
+ELEMENT: Final = """\
+mkdir -p "array_$SLURM_ARRAY_TASK_ID" && cd "array_$SLURM_ARRAY_TASK_ID" || exit
+ln -sf ../task.json ../environment.sh ../secrets.json . && exec >>launch.log 2>&1 || exit"""
+"""Each element of an array works in a folder of its own."""
+
+
+AGAIN: Final = """\
+if [ -e stop ] && [ -e saved ]; then again "$status" time-limit; fi
+again "$status" failure"""
 
 
 class Raw(str):
@@ -42,33 +52,30 @@ def render(
 ) -> str:
     """job.sh.
 
-    about: comments. folder: the job's. warning: the signal that says that its time is nearly over. setup: the user's
-    own lines of shell. srun, command: argument lists, of the step and of each of its tasks.
+    about: what a comment says. folder: the job's. warning: the signal that says that its time is nearly over. setup: lines of
+    shell. srun, command: argument lists, of the step and of each of its tasks.
     """
-    again = 'again "$status" failure' if retries else 'finish "$status" exit'
-    text = resources.files("executors.slurm").joinpath("templates/job.sh").read_text(encoding="utf-8")
-    filled = _Template(text).substitute(
+    return _filled(
+        "job.sh",
         directives=directives(options),
         about=about,
         folder=shlex.quote(str(folder)),
-        array=ARRAY if array else "",
-        retries=retries,
-        last="out-of-retries: $2" if retries else "exit: $2",
+        array=ELEMENT if array else "",
+        ends=_filled("requeue.sh", retries=str(retries)) if retries else _filled("final.sh"),
         warning=f"trap 'touch stop' {warning}" if warning else "",
         setup="\n    ".join(setup),
-        srun=line(srun),
-        command=line(command),
-        failed=again,
+        srun=_line(srun),
+        command=_line(command),
+        failed=AGAIN if retries else 'finish "$status" exit',
     )
-    return filled
 
 
-ARRAY = """\
-mkdir -p "array_$SLURM_ARRAY_TASK_ID" && cd "array_$SLURM_ARRAY_TASK_ID" || exit # each element in its own folder
-ln -sf ../task.json ../environment.sh ../secrets.json . || exit
-exec >>launch.log 2>&1
-"""
+def _filled(name: str, **values: str) -> str:
+    """A template with its values; a line that would be left empty is left out."""
+    text = resources.files("executors.slurm").joinpath(f"templates/{name}").read_text(encoding="utf-8")
+    lines = [line for line in text.rstrip("\n").split("\n") if values.get(line.strip().removeprefix("%%")) != ""]
+    return _Template("\n".join(lines)).substitute(values)
 
 
-def line(words: Sequence[str]) -> str:
+def _line(words: Sequence[str]) -> str:
     return " ".join(word if isinstance(word, Raw) else shlex.quote(word) for word in words)
