@@ -14,14 +14,16 @@ if [ "$line" != end ]; then
 fi
 
 # All of a session's processes are one group, so that a shell that was killed counts while its sbatch goes on.
-group=$(ps -o pgid= -p $$ | tr -d ' ')
-token=$(uname -n):${group:-$$}:$(date +%s):$$
+IFS= read -r stat <"/proc/$$/stat"
+# shellcheck disable=SC2086
+group=$(set -- ${stat##*) } && echo "$3")
+token=$(uname -n):$group:$(date +%s):$$
 
 dead() {
     case $1 in
     "$(uname -n)":*)
         rest=${1#*:}
-        ! kill -0 -- "-${rest%%:*}" 2>/dev/null
+        ! kill -0 "-${rest%%:*}" 2>/dev/null
         ;;
     *) [ -n "$(find "$lock" -mmin +30 2>/dev/null)" ] ;;
     esac
