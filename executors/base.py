@@ -18,8 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from executors.architecture import Architecture, architecture_of
 from executors.secrets import split_secrets
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from launcher.script import Script
 
 PLAN_VERSION = 2
-NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +118,7 @@ class Plan:
     `gpus` are those that it waits for, where the place has no queue of its own. `package` is copied to `copy` before
     anything starts. Where it runs on another machine, `remote` is its folder there, which `folder` mirrors, `job` what
     the place knows it by, and `shown` names the files that a dry run prints. `follow`: what its ranks write is wanted
-    while it runs.
+    while it runs. `after`: folders, beside its own, of the tasks that its place has it wait for.
     """
 
     name: str
@@ -133,6 +131,7 @@ class Plan:
     ntasks_per_node: int
     gpus: int = 0
     group: str | None = None
+    after: tuple[str, ...] = ()
     package: Package | None = field(default=None, repr=False)
     copy: Path | None = None
     remote: Path | None = None
@@ -151,6 +150,7 @@ class Plan:
             "name": self.name,
             "folder": str(self.folder),
             "group": self.group,
+            "after": list(self.after),
             "code": None if self.copy is None else str(self.copy),
             "nodes": self.nodes,
             "ntasks_per_node": self.ntasks_per_node,
@@ -179,6 +179,7 @@ class Plan:
             ntasks_per_node=found["ntasks_per_node"],
             gpus=found["gpus"],
             group=found["group"],
+            after=tuple(found["after"]),
             copy=None if found["code"] is None else Path(found["code"]),
             remote=None if found["remote"] is None else Path(found["remote"]),
             job=found["job"],
@@ -388,17 +389,11 @@ class Executor(Strict, ABC):
         """
 
     @abstractmethod
-    def submit(
-        self,
-        plans: Sequence[Plan],
-        wake: Callable[[], None],
-        after: Mapping[str, Sequence[Plan]] = NONE,
-    ) -> list[Handle]:
+    def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:
         """Have them run, as soon as there is room for them; plans of one group start together.
 
         They may be of other executors of this place. `wake` is called, on any thread, when `poll` may have something
-        new to say. `after`: by the name of a plan, those that must have succeeded first (see `follows`), which were
-        submitted before, or are among these, before it.
+        new to say. Those that a plan waits for (`after`) were submitted before, or are among these, before it.
         """
 
     def attach(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle | None]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from executors.architecture import Architecture, local_architecture
-from executors.base import NONE, Executor, Handle, JobState, Plan, Process, Task
+from executors.base import Executor, Handle, JobState, Plan, Process, Task
 from executors.machine import MACHINE, VISIBLE, gpus
 from executors.processes import Processes, end_strays
 from executors.secrets import write_private
@@ -146,12 +146,7 @@ class LocalExecutor(Executor):
                 plan.package.copy_to(plan.copy)
         return []
 
-    def submit(
-        self,
-        plans: Sequence[Plan],
-        wake: Callable[[], None],
-        after: Mapping[str, Sequence[Plan]] = NONE,
-    ) -> list[Handle]:
+    def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:
         agents = [
             process.argv for plan in plans for process in plan.processes if "torch.distributed.run" in process.argv
         ]

@@ -209,15 +209,10 @@ class Conductor:
 
     def _submit(self, units: Sequence[_Unit]) -> None:
         """By place: what starts together is submitted together, and one call serves a whole cluster."""
-        known = {job.record.name: job for job in self._jobs}
         for jobs in by_place([job for unit in units for job in unit.jobs]):
-            after = {
-                job.plan.name: [known[name].plan for name in job.record.needs if not known[name].status.final]
-                for job in jobs
-            }
             executor = jobs[0].executor
             try:
-                handles = executor.submit([job.plan for job in jobs], self.wake, after)
+                handles = executor.submit([job.plan for job in jobs], self.wake)
             except LaunchError as error:
                 for job in jobs:
                     job.end = JobState(status=Status.FAILED, failure=Failure(rank=None, cause=str(error)))

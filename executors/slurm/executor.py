@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from executors.architecture import GPUS, Architecture
-from executors.base import NONE, Executor, Handle, JobState, Plan, Task
+from executors.base import Executor, Handle, JobState, Plan, Task
 from executors.secrets import split_secrets
 from executors.slurm import options
 from executors.slurm.options import check_choice, check_count, check_text, check_texts, refuse
@@ -236,6 +236,7 @@ class SlurmExecutor(Executor):
             nodes=self.nodes,
             ntasks_per_node=self.ntasks_per_node,
             group=task.group,
+            after=task.after,
             package=task.package,
             copy=copy,
             remote=remote,
@@ -324,23 +325,18 @@ class SlurmExecutor(Executor):
         write_here(plans)
         return deliver(self._reach(), plans)
 
-    def submit(
-        self,
-        plans: Sequence[Plan],
-        wake: Callable[[], None],
-        after: Mapping[str, Sequence[Plan]] = NONE,
-    ) -> list[Handle]:
+    def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:
         from executors.slurm.watch import SlurmJob
 
         watch = self._watch()
-        handles = [SlurmJob(plan, self._job(plan, after.get(plan.name, ())), wake) for plan in plans]
+        handles = [SlurmJob(plan, self._job(plan), wake) for plan in plans]
         watch.add(handles)
         return list(handles)
 
     def attach(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle | None]:
         from executors.slurm.watch import SlurmJob
 
-        handles = [SlurmJob(plan, self._job(plan, ()), wake) for plan in plans]
+        handles = [SlurmJob(plan, self._job(plan), wake) for plan in plans]
         found = self._watch().attach(handles)
         return [handle if handle in found else None for handle in handles]
 
@@ -361,24 +357,24 @@ class SlurmExecutor(Executor):
             continue
 
     def clean(self, plan: Plan) -> None:
-        """A job takes its secrets away itself, or the watch does; here they are those of one that never was submitted."""
+        """A job takes its secrets away itself, or the watch does; here they are those of one never submitted."""
         if plan.secrets and not self._watch().knows(plan):
             self.end_strays(plan)
 
     def end_strays(self, plan: Plan) -> None:
         from executors.slurm import submission
 
-        submission.cancel(self._reach(), [self._job(plan, ())])
+        submission.cancel(self._reach(), [self._job(plan)])
 
     def _watch(self) -> Watch:
         from executors.slurm.watch import watch
 
         return watch(self._reach(), self.place)
 
-    def _job(self, plan: Plan, needed: Sequence[Plan]) -> Job:
+    def _job(self, plan: Plan) -> Job:
         from executors.slurm.submission import Job
 
-        needs = tuple(str(need.remote) for need in needed)
+        needs = tuple(str(Path(str(plan.remote)).with_name(name)) for name in plan.after)
         return Job(folder=str(plan.remote), name=plan.job, needs=needs, dependency=self.dependency_type)
 
 
