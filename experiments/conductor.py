@@ -244,7 +244,7 @@ class Conductor:
         elif state.detail and state.detail != job.detail and not state.status.final:
             events = {Status.QUEUED: "waiting" if job.detail else "submitted", Status.RUNNING: "running"}
             self._write(job, events[state.status], detail=state.detail)
-        if state.detail and state.detail != job.detail:
+        if state.detail and state.detail != job.detail and not state.status.final:
             job.detail = state.detail
             self._monitor.say(f"task {job.record.name!r}: {state.detail}")
         if state.status.final:

@@ -67,6 +67,10 @@ def is_final(view: View) -> bool:
     return view.state not in WAITING and view.state not in RUNNING
 
 
+def never_started() -> JobState:
+    return JobState(status=Status.SKIPPED, failure=Failure(rank=None, cause="a task that it needs did not succeed"))
+
+
 def state_of(view: View, plan: Plan, *, needs_failed: bool) -> JobState:
     """How a job stands. What a final one left behind is in the plan's folder already.
 
@@ -78,9 +82,9 @@ def state_of(view: View, plan: Plan, *, needs_failed: bool) -> JobState:
         return JobState(status=status, detail=describe(view), attempt=attempt)
     status, failure = Status.SUCCEEDED, None
     if view.state.startswith("CANCELLED"):
-        never = needs_failed and not view.started
-        status = Status.SKIPPED if never else Status.CANCELLED
-        failure = Failure(rank=None, cause="a task that it needs did not succeed") if never else None
+        if needs_failed and not view.started:
+            return never_started()
+        status = Status.CANCELLED
     elif view.state != "COMPLETED":
         status, failure = Status.FAILED, _failure(view, plan)
     return JobState(status=status, failure=failure, detail=describe(view), attempt=attempt)
@@ -88,7 +92,8 @@ def state_of(view: View, plan: Plan, *, needs_failed: bool) -> JobState:
 
 def _failure(view: View, plan: Plan) -> Failure:
     """The rank that failed first, and what Slurm and the job's script say besides."""
-    ended = f"; {view.ended[1]}" if view.ended is not None and view.ended[1] else ""
+    said = "" if view.ended is None else view.ended[1]
+    ended = "" if said in ("", "exit", "cancelled") else f"; {said}"
     if view.state in WORDS:
         where = f" on {view.nodes}" if view.nodes else ""
         advice = f"\n  try: {ADVICE[view.state]}" if view.state in ADVICE else ""

@@ -21,7 +21,7 @@ from executors.base import Failure, Handle, JobState, Plan, Status
 from executors.mirror import mirror
 from executors.slurm import submission
 from executors.slurm.queue import View, query
-from executors.slurm.states import NEVER, describe, is_final, state_of
+from executors.slurm.states import NEVER, is_final, never_started, state_of
 from executors.slurm.submission import Job
 from executors.tunnel import Tunnel
 from launcher.errors import TunnelError
@@ -230,11 +230,11 @@ class Watch:
         self._pause = QUICK if changed else min(LONGEST, self._pause * GROWTH)
 
     def _update(self, handle: SlurmJob, view: View) -> None:
-        if view.reason == NEVER and not handle.ending:  # Slurm would keep it for ever
-            self.cancel([handle], now=False)
-            handle.set(_with_detail(handle.state, describe(view)))
+        if view.reason == NEVER:  # Slurm would keep it for ever
+            submission.cancel(self._tunnel, [handle.job])
+            handle.set(never_started())
             return
-        state = state_of(view, handle.plan, needs_failed=self._needs_failed(handle, view))
+        state = state_of(view, handle.plan, needs_failed=self._needs_failed(handle))
         if state.failure is not None and state.failure.rank is not None and not handle.plan.follow:
             self._look([handle], rank_logs(state.failure.rank))
             state = state_of(view, handle.plan, needs_failed=False)
@@ -242,11 +242,11 @@ class Watch:
             submission.cancel(self._tunnel, [handle.job])  # its script had no time to take its secrets away
         handle.set(state)
 
-    def _needs_failed(self, handle: SlurmJob, view: View) -> bool:
+    def _needs_failed(self, handle: SlurmJob) -> bool:
         with self._guard:
             known = {other.job.folder: other.state.status for other in self._jobs}
         needed = [known.get(folder) for folder in handle.job.needs]
-        return view.reason == NEVER or any(status is not None and status is not Status.SUCCEEDED for status in needed)
+        return any(status is not None and status is not Status.SUCCEEDED for status in needed)
 
     def _missing(self, handle: SlurmJob) -> None:
         """The scheduler knows no such job: it was killed before it had written it down, and forgot it."""

@@ -150,9 +150,16 @@ def cancel(experiment: str, task: str | None) -> None:
 @click.option("--user", help="Who you are there.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Of its sshd.")
 @click.option("--identity", metavar="FILE", help="Your private key.")
+@click.option("--ssh-config", metavar="FILE", help="Read instead of ~/.ssh/config.")
 @click.option("--job-dir", required=True, metavar="FOLDER", help="The job_dir of the tunnel that it was launched with.")
 def attach(
-    experiment: str, host: str | None, user: str | None, port: int | None, identity: str | None, job_dir: str
+    experiment: str,
+    host: str | None,
+    user: str | None,
+    port: int | None,
+    identity: str | None,
+    ssh_config: str | None,
+    job_dir: str,
 ) -> None:
     """Take over an experiment that another machine launched, from the cluster where it runs."""
     from executors.tunnel import LocalTunnel, SSHTunnel, Tunnel
@@ -160,11 +167,11 @@ def attach(
 
     tunnel: Tunnel
     if host is None:
-        if given := [name for name, value in (("--user", user), ("--port", port), ("--identity", identity)) if value]:
-            raise click.UsageError(f"{given[0]} needs --host")
+        if user or port or identity or ssh_config:
+            raise click.UsageError("how to reach a host is given, and no --host")
         tunnel = LocalTunnel(job_dir=job_dir)
     else:
-        tunnel = SSHTunnel(host, user, port, identity, job_dir=job_dir)
+        tunnel = SSHTunnel(host, user, port, identity, job_dir=job_dir, ssh_config=ssh_config)
     record = take_over(tunnel, experiment)
     click.echo(f"{record.id}: {record.folder}")
 
