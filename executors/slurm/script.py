@@ -23,6 +23,7 @@ ln -sf ../task.json ../environment.sh ../secrets.json . && exec >>launch.log 2>&
 AGAIN: Final = """\
 if [ -e stop ] && [ -e saved ]; then again "$status" time-limit; fi
 again "$status" failure"""
+FAILED: Final = 'finish "$status" exit'
 
 
 class Raw(str):
@@ -66,7 +67,7 @@ def render(
         setup="\n    ".join(setup),
         srun=_line(srun),
         command=_line(command),
-        failed=AGAIN if retries else 'finish "$status" exit',
+        failed=f"{AGAIN if retries else FAILED}\n",
     )
 
 

@@ -55,6 +55,9 @@ class SlurmJob:
     def log(self) -> str:
         return self.read("launch.log")
 
+    def cancel(self) -> None:
+        self.tunnel.run(["scancel", f"--name={self.plan.job}", str(self.id)], timeout=60)
+
     def end(self) -> list[str]:
         """Exit status, and the reason."""
         return self.wait_for("ended", 2, 90).splitlines()

@@ -35,8 +35,7 @@ launch() {
 }
 launch &
 while [ -n "$(jobs -r)" ]; do wait "$!"; done # a signal ends a wait
-wait "$!"
-status=$?
+wait "$!"; status=$?
 [ "$status" -ne 0 ] || finish 0 exit
 while [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = COMPLETING ]; do sleep 1; done # TERM is on its way
 %%failed

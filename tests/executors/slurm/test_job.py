@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 from slurm_jobs import SlurmJob
 
-from launcher.config import Partial
 from launcher.script import Script
 from tests.labs.machine import until
 from tests.labs.slurm.lab import SlurmLab
@@ -65,7 +63,8 @@ def jobs(slurm_lab: SlurmLab, submit: Callable[..., SlurmJob]) -> Iterator[dict[
         "array": submit(Script(inline='echo "$SLURM_ARRAY_TASK_ID"; exit "$SLURM_ARRAY_TASK_ID"'), array="0-1"),
     }
     yield made
-    slurm_lab.command("scancel", "--user=alice", *(f"--name={job.plan.job}" for job in made.values()))
+    for job in made.values():
+        job.cancel()
 
 
 def test_what_the_ranks_get(jobs: dict[str, SlurmJob]) -> None:

@@ -1,0 +1,78 @@
+#!/bin/bash
+#SBATCH --account=proj-a
+#SBATCH --partition=gpu
+#SBATCH --time=04:00:00
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --constraint=h100&nvme
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=train.e-1
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --output=launch.log
+#SBATCH --open-mode=append
+#SBATCH --export=NONE
+
+# Task 'train' of experiment e-1, made by gemma-launcher.
+# shellcheck disable=SC1091,SC2317 # environment.sh lies beside it; functions are called by traps
+
+unset SLURM_EXPORT_ENV # --export=NONE is for this script; the ranks get what is set here
+cd /scratch/alice/jobs/experiments/e-1/train || exit
+log=$PWD/launch.log seen=$(wc -c <launch.log)
+# Slurm writes there why it ends the job before it sends TERM, to the ranks a moment earlier than to this script.
+why() { tail -c "+$((seen + 1))" "$log" | grep -ao "JOB $SLURM_JOB_ID ON .* CANCELLED AT .*"; }
+finish() { # STATUS REASON: for good
+    trap '' TERM
+    rm -f environment.sh secrets.json
+    printf '%s\n' "$1" "$2" >.ended && mv .ended ended
+    exit "$1"
+}
+note() { echo "$(date +%s) $1 $(stat -c %s metrics.jsonl 2>/dev/null || echo 0)" >>requeues; }
+hopeless() { # too many ends, or three starts in a row without a step
+    awk '$2 != "preempted" { ends++; same = $3 == size + 0 ? same + 1 : 0; size = $3 } END {
+        if (ends > 3) print "out-of-retries"; else if (same > 2) print "crash-loop"; else exit 1 }' requeues
+}
+again() { # STATUS REASON: have it start once more, if that may help
+    note "$2"
+    if reason=$(hopeless); then finish "$1" "$reason $2"; fi
+    trap '' TERM # which comes with the requeue
+    scontrol requeue "$SLURM_JOB_ID" || finish "$1" "no-requeue $2"
+    exit "$1"
+}
+ended() {
+    case $(why) in
+    *"TIME LIMIT"*) again 143 time-limit ;;
+    *"NODE FAIL"*) note node-failure && exit 143 ;; # these two Slurm starts again by itself
+    *PREEMPT* | *REQUEUE*) note preempted && exit 143 ;;
+    *) finish 143 cancelled ;;
+    esac
+}
+touch started requeues
+[ "$(grep -c "^$SLURM_JOB_ID " started)" -eq "$(wc -l <requeues)" ] || note node-failure # it left no word
+if reason=$(hopeless); then finish 1 "$reason node-failure"; fi
+trap ended TERM
+trap 'touch stop' USR1
+echo "$SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} $(date +%s) $SLURM_JOB_NODELIST" >>started
+rm -f ended stop saved result.json rank_*.failure.json rank_*.stacks
+
+launch() {
+    . ./environment.sh
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    address=$(getent ahostsv4 "$first" | awk '!/^127\./ { print $1; exit }')
+    export MASTER_ADDR="${address:-$first}" MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
+    : "${MASTER_ADDR:?is empty: the first node has no name}"
+    export GEMMA_LAUNCHER_RESTART="${SLURM_RESTART_COUNT:-0}"
+    export SRUN_CPUS_PER_TASK=12
+    exec srun --nodes=1 --ntasks=8 --ntasks-per-node=8 --kill-on-bad-exit=1 -- \
+        python3 /scratch/alice/jobs/packages/0000000000000000/launcher/worker.py "$PWD/task.json"
+}
+launch &
+while [ -n "$(jobs -r)" ]; do wait "$!"; done # a signal ends a wait
+wait "$!"; status=$?
+[ "$status" -ne 0 ] || finish 0 exit
+while [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = COMPLETING ]; do sleep 1; done # TERM is on its way
+if [ -e stop ] && [ -e saved ]; then again "$status" time-limit; fi
+again "$status" failure

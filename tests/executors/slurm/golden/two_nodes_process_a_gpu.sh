@@ -1,0 +1,60 @@
+#!/bin/bash
+#SBATCH --account=proj-a
+#SBATCH --partition=gpu
+#SBATCH --time=04:00:00
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --gpus-per-task=1
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=train.e-1
+#SBATCH --no-requeue
+#SBATCH --output=launch.log
+#SBATCH --open-mode=append
+#SBATCH --export=NONE
+
+# Task 'train' of experiment e-1, made by gemma-launcher.
+# shellcheck disable=SC1091,SC2317 # environment.sh lies beside it; functions are called by traps
+
+unset SLURM_EXPORT_ENV # --export=NONE is for this script; the ranks get what is set here
+cd /scratch/alice/jobs/experiments/e-1/train || exit
+log=$PWD/launch.log seen=$(wc -c <launch.log)
+# Slurm writes there why it ends the job before it sends TERM, to the ranks a moment earlier than to this script.
+why() { tail -c "+$((seen + 1))" "$log" | grep -ao "JOB $SLURM_JOB_ID ON .* CANCELLED AT .*"; }
+finish() { # STATUS REASON: for good
+    trap '' TERM
+    rm -f environment.sh secrets.json
+    printf '%s\n' "$1" "$2" >.ended && mv .ended ended
+    exit "$1"
+}
+ended() {
+    case $(why) in
+    *"TIME LIMIT"* | *"NODE FAIL"* | *PREEMPT*) finish 143 "no-requeue $(why)" ;;
+    *) finish 143 cancelled ;;
+    esac
+}
+trap ended TERM
+echo "$SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} $(date +%s) $SLURM_JOB_NODELIST" >>started
+rm -f ended stop saved result.json rank_*.failure.json rank_*.stacks
+
+launch() {
+    . ./environment.sh
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    address=$(getent ahostsv4 "$first" | awk '!/^127\./ { print $1; exit }')
+    export MASTER_ADDR="${address:-$first}" MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
+    : "${MASTER_ADDR:?is empty: the first node has no name}"
+    export GEMMA_LAUNCHER_RESTART="${SLURM_RESTART_COUNT:-0}"
+    export SRUN_CPUS_PER_TASK=12
+    unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK # NCCL needs to see all GPUs of the node
+    module load cuda
+    exec srun --nodes=2 --ntasks=16 --ntasks-per-node=8 --kill-on-bad-exit=1 -- \
+        python3 /scratch/alice/jobs/packages/0000000000000000/launcher/worker.py "$PWD/task.json"
+}
+launch &
+while [ -n "$(jobs -r)" ]; do wait "$!"; done # a signal ends a wait
+wait "$!"; status=$?
+[ "$status" -ne 0 ] || finish 0 exit
+while [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = COMPLETING ]; do sleep 1; done # TERM is on its way
+finish "$status" exit
