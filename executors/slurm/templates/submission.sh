@@ -113,8 +113,9 @@ search() {
     [ -n "$id" ] || accounted
 }
 
+# A shell does not say why it cannot write; cat does.
 journal() {
-    said=$({ echo "$id" >"$folder/.job_id.$$" && mv -f "$folder/.job_id.$$" "$folder/job_id"; } 2>&1) || rm -f "$folder/.job_id.$$"
+    said=$({ echo "$id" | cat >"$folder/.job_id.$$" && mv -f "$folder/.job_id.$$" "$folder/job_id"; } 2>&1) || rm -f "$folder/.job_id.$$"
 }
 
 answer() {
@@ -174,7 +175,7 @@ submit() {
         return
     fi
     rm -f "$folder/cancel"
-    said=$({ printf '%s\n%s\n%s\n' "$name" "$(date +%s)" "$token" >"$folder/.submission.$$" &&
+    said=$({ printf '%s\n%s\n%s\n' "$name" "$(date +%s)" "$token" | cat >"$folder/.submission.$$" &&
         mv -f "$folder/.submission.$$" "$folder/submission"; } 2>&1) || {
         rm -f "$folder/.submission.$$"
         refuse "$said"
