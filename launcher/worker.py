@@ -75,6 +75,10 @@ class JobFiles:
         """Where a rank's threads were when it took too long for a step; empty as long as it has not."""
         return self.folder / f"rank_{rank}.stacks"
 
+    def flight_record(self, rank: int) -> pathlib.Path:
+        """The last collectives of such a rank."""
+        return self.folder / f"rank_{rank}.collectives.json"
+
     def failure(self, rank: int) -> pathlib.Path:
         return self.folder / f"rank_{rank}.failure.json"
 

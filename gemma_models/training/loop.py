@@ -6,6 +6,7 @@ import contextlib
 import math
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
@@ -14,7 +15,7 @@ from megatron.core import parallel_state
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.assets import has_tokenizer, load_tokenizer
-from gemma_models.data import DataModule
+from gemma_models.data import Batch, DataModule
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.model import GemmaModel, build_model
 from gemma_models.peft.lora import apply_lora
@@ -33,6 +34,7 @@ from gemma_models.training.restore import assets_of, base_path, check_same_run, 
 from gemma_models.training.steps import Stepper, first, wrap
 from gemma_models.training.stop import asked_to_stop, note_saved
 from launcher.errors import LaunchError
+from launcher.heartbeat import beat, rest
 from launcher.worker import RESUME
 
 
@@ -82,7 +84,7 @@ def fit(
 
         def validate(step: int) -> float:
             batches = data.validation_batches(**dp)
-            loss, _ = stepper.validate(first(batches, trainer.limit_val_batches))
+            loss, _ = stepper.validate(_beating(first(batches, trainer.limit_val_batches)))
             metrics.write(step=step, max_steps=trainer.max_steps, val_loss=loss)
             return loss
 
@@ -104,7 +106,11 @@ def fit(
 
         loss = val_loss = None
         saved = start
-        with contextlib.closing(MetricsWriter(log, enabled=dist.get_rank() == 0)) as metrics:
+        with (
+            contextlib.closing(MetricsWriter(log, enabled=dist.get_rank() == 0)) as metrics,
+            contextlib.ExitStack() as after,
+        ):
+            after.callback(rest)
             batches = data.train_batches(start_step=start, seed=trainer.seed, **dp)
             for step in range(start + 1, trainer.max_steps + 1):
                 if asked_to_stop(device):
@@ -114,11 +120,13 @@ def fit(
                     raise SystemExit(RESUME)
                 if trainer.val_check_interval and step == 1:
                     val_loss = validate(0)
+                    rest()  # the first step has no limit yet
                 lr = optimizer.param_groups[0]["lr"]
                 began = time.perf_counter()
                 loss, grad_norm, tokens = stepper.train(next(batches))
                 scheduler.step(increment=1)
                 elapsed = time.perf_counter() - began
+                beat()
                 if not math.isfinite(loss) or not math.isfinite(grad_norm):
                     raise LaunchError(
                         f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}",
@@ -142,6 +150,7 @@ def fit(
                 if last or (every and step % every == 0):
                     save(step)
                     saved = step
+                    beat()
         # Nobody leaves while rank 0 still tidies up.
         dist.barrier()
         return TrainingResult(
@@ -150,6 +159,13 @@ def fit(
             val_loss=val_loss,
             checkpoint=str(list(steps(folder).values())[-1]),
         )
+
+
+def _beating(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """However long validation takes, each batch of it shows that the rank lives."""
+    for batch in batches:
+        yield batch
+        beat()
 
 
 def _prepare_model(

@@ -17,6 +17,7 @@ from megatron.core import parallel_state, tensor_parallel
 from gemma_models.modeling.cpu import megatron_on_cpu
 from gemma_models.settings import MegatronStrategy
 from launcher.errors import LaunchError
+from launcher.worker import STEP_TIMEOUT
 
 
 @contextlib.contextmanager
@@ -51,14 +52,20 @@ def parallel_context(
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=strategy.tensor_model_parallel_size,
                 pipeline_model_parallel_size=strategy.pipeline_model_parallel_size,
+                distributed_timeout_minutes=_timeout() / timedelta(minutes=1),
             )
             stack.callback(parallel_state.destroy_model_parallel)
         _seed(seed, accelerator)
         yield device
 
 
+def _timeout() -> timedelta:
+    """How long a collective waits. A hang is for the heartbeat to end, which says where: it must come first."""
+    return max(timedelta(minutes=30), timedelta(minutes=10, seconds=float(os.environ.get(STEP_TIMEOUT) or 0)))
+
+
 def _initialise_process_group(accelerator: str, device: torch.device) -> None:
-    timeout = timedelta(minutes=10)
+    timeout = _timeout()
     backend = "gloo" if accelerator == "cpu" else "nccl"
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout, device_id=device if accelerator == "gpu" else None)

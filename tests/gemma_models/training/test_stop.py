@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
-import threading
 from pathlib import Path
 from typing import Any, Literal
 
 import gemma_runs
 import pytest
 from gemma_runs import StoppingData, losses, metrics
+from local_jobs import run_job
 
 import launcher
-from executors.base import JobState, Task
+from executors.base import JobState
 from executors.local import LocalExecutor
 from gemma_models.settings import MegatronStrategy
 from gemma_models.training.checkpoints import steps
-from launcher.serialization import encode
 from launcher.worker import RESTART, JobFiles
 
 STEPS = 6
@@ -31,31 +29,16 @@ def recipe(folder: Path, stops: list[int], **options: Any) -> Any:
     return made
 
 
-def run_job(folder: Path, recipe: Any, restart: int, launcher: Launcher = None) -> JobState:
-    """The job in this folder, started for the n-th time, as a place starts it: its files are those of the last start
-    but for what the last start left of its end."""
-    executor = LocalExecutor(ntasks_per_node=2, launcher=launcher, env_vars={RESTART: str(restart)}, gpus_per_node=0)
-    task = Task(
-        name=folder.name,
-        experiment=folder.parent.name,
-        folder=folder,
-        launched_from=Path.cwd(),
-        launch_script=None,
-        sys_path=tuple(sys.path),
-        call=encode(recipe),
-    )
-    plan, ended = executor.plan(task), threading.Event()
-    folder.mkdir(parents=True, exist_ok=True)
-    executor.prepare([plan])
-    handles = executor.submit([plan], ended.set)
-    assert ended.wait(120)
-    return executor.poll(handles)[0]
+def start(job: Path, recipe: Any, restart: int, launcher: Launcher = None) -> JobState:
+    """The job, started for the n-th time, as a place starts it: with the files of its last start in its folder."""
+    env = {RESTART: str(restart)}
+    return run_job(job, recipe, LocalExecutor(ntasks_per_node=2, launcher=launcher, env_vars=env, gpus_per_node=0))
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     root = tmp_path_factory.mktemp("uninterrupted")
-    state = run_job(root / "e-1" / "train", recipe(root, []), 0)
+    state = start(root / "e-1" / "train", recipe(root, []), 0)
     assert state.failure is None, state.failure
     found = losses(root / "e-1" / "train")
     assert len(set(found.values())) == STEPS
@@ -78,26 +61,26 @@ def test_it_goes_on_at_the_exact_step_whenever_it_is_stopped(tmp_path: Path, uni
     task, files = recipe(tmp_path, [0, 3, 4], val_check_interval=4), JobFiles(job)
     job.mkdir(parents=True)
     files.stop.touch()
-    check_stopped(files, run_job(job, task, 0), 0)
+    check_stopped(files, start(job, task, 0), 0)
     assert not steps(checkpoints) and not files.metrics.read_text()
-    check_stopped(files, run_job(job, task, 1), 3)
+    check_stopped(files, start(job, task, 1), 3)
     assert list(steps(checkpoints)) == [3]
-    check_stopped(files, run_job(job, task, 2), 4)
+    check_stopped(files, start(job, task, 2), 4)
     assert list(steps(checkpoints)) == [3, 4]
-    assert run_job(job, task, 3).failure is None
+    assert start(job, task, 3).failure is None
     assert [line["step"] for line in metrics(job) if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in metrics(job) if "val_loss" in line] == [0, 4, 6]
     assert losses(job) == uninterrupted
     # Another task of the experiment is another run: it does not take these checkpoints for its own.
-    refused = run_job(job.with_name("more"), task, 1)
+    refused = start(job.with_name("more"), task, 1)
     assert refused.failure is not None and "holds checkpoints of another run" in refused.failure.cause
 
 
 def test_torchrun_passes_it_on(tmp_path: Path, uninterrupted: dict[int, float]) -> None:
     job = tmp_path / "e-1" / "train"
     task, files = recipe(tmp_path, [2]), JobFiles(job)
-    check_stopped(files, run_job(job, task, 0, "torchrun"), 2)
-    assert run_job(job, task, 1, "torchrun").failure is None
+    check_stopped(files, start(job, task, 0, "torchrun"), 2)
+    assert start(job, task, 1, "torchrun").failure is None
     assert [line["step"] for line in metrics(job)] == [1, 2, 3, 4, 5, 6]
     assert losses(job) == uninterrupted
 
@@ -106,4 +89,4 @@ def test_ranks_that_share_a_model_stop_together(tmp_path: Path) -> None:
     """The rank that looks is in one data-parallel group of two."""
     job = tmp_path / "e-1" / "train"
     task = recipe(tmp_path, [2], strategy=MegatronStrategy(tensor_model_parallel_size=2))
-    check_stopped(JobFiles(job), run_job(job, task, 0), 2)
+    check_stopped(JobFiles(job), start(job, task, 0), 2)
