@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,6 +107,27 @@ class StoppingData(UnevenData):
         for step, batch in enumerate(batches, start_step + 1):
             if dp_rank == 0 and start < len(self.stops) and step == self.stops[start]:
                 JobFiles(os.environ[JOB_DIR]).stop.touch()
+            yield batch
+
+
+@dataclass(kw_only=True)
+class SlowData(UnevenData):
+    """Seconds that the data of a step, on one of the ranks, and a batch of validation take."""
+
+    steps: dict[int, float]
+    rank: int = 0
+    validation: float = 0.0
+
+    def train_batches(self, *, start_step: int, dp_rank: int, dp_size: int, seed: int) -> Iterator[list[Batch]]:
+        batches = super().train_batches(start_step=start_step, dp_rank=dp_rank, dp_size=dp_size, seed=seed)
+        for step, batch in enumerate(batches, start_step + 1):
+            if dp_rank == self.rank:
+                time.sleep(self.steps.get(step, 0.0))
+            yield batch
+
+    def validation_batches(self, *, dp_rank: int, dp_size: int) -> Iterator[Batch]:
+        for batch in super().validation_batches(dp_rank=dp_rank, dp_size=dp_size):
+            time.sleep(self.validation)
             yield batch
 
 
