@@ -37,6 +37,9 @@ def test_the_rank_that_keeps_the_others_waiting_is_named(tmp_path: Path) -> None
     assert "\nrank 0:\n" in state.failure.traceback and "\nrank 1:\n" not in state.failure.traceback
     assert not still_running(job)
     assert "this rank ends" in JobFiles(job).stderr(0).read_text()
+    # What torch has noted of the last collectives: the others are in one that this rank has not come to.
+    noted = [len(json.loads(JobFiles(job).flight_record(rank).read_text())["entries"]) for rank in range(4)]
+    assert noted == [noted[0], noted[0], noted[0] - 1, noted[0]]
 
 
 def test_a_rank_that_cannot_even_write_is_named(tmp_path: Path) -> None:
