@@ -69,6 +69,7 @@ find -H "$@" -maxdepth 1 -type f -exec stat -c "S$tab%s$tab%i %s %y$tab%n" {} + 
     total=0
     more=
     while IFS=$tab read -r left kind from take stamp key path; do
+        [ "$kind" = D ] || [ -r "$path" ] || continue
         total=$((total + take))
         if [ "$total" -gt "$MOST" ] && [ "$total" -gt "$take" ]; then
             more=yes
