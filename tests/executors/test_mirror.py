@@ -120,6 +120,7 @@ def test_a_folder_out_of_reach_takes_nothing_away(tunnel: SSHTunnel, there: Path
     bring(tunnel, there, here)
     there.rename(there.with_name("moved"))
     bring(tunnel, there, here)
+    mirror(tunnel, {str(there): here, str(there.parent): here.with_name("other")}, NAMES)
     assert set(tree(here)) == {"result.json", "launch.log"}
     there.with_name("moved").rename(there)
 
@@ -228,8 +229,11 @@ def test_whoever_asks_at_the_same_time(sshd: Sshd, there: Path, here: Path) -> N
     with growing(there / "rank_0.out", 2) as end:
         tunnels = [SSHTunnel("lab", ssh_config=sshd.ssh_config(), job_dir=str(sshd.home)) for _ in range(3)]
 
+        gate = threading.Barrier(len(tunnels))
+
         def follow(tunnel: SSHTunnel) -> None:
             for _ in range(20):
+                gate.wait()
                 mirror(tunnel, {str(there): here}, NAMES)
 
         with ThreadPoolExecutor(3) as pool:
