@@ -66,8 +66,8 @@ def find_hang(files: JobFiles) -> tuple[float, Failure] | None:
     for frames, group in others[:_SHOWN]:
         parts.append(f"{_ranks(stacks.rank for stacks in group)} at {_place(frames, common)}")
     place = _place(most, common)
-    alone = f"all {len(everybody)} ranks" if len(everybody) > 1 else "it"
-    parts.append(f"the others at {place}" if parts else f"{alone} at {place}")
+    together = f"all {len(everybody)} ranks" if len(everybody) > 1 else "it stands"
+    parts.append(f"{'the others' if parts else together} at {place}")
     blamed = [*silent, *(stacks.rank for _, group in others for stacks in group)]
     shown = [group[0] for _, group in [*others[:_SHOWN], (most, crowd)]]
     words = f"no step in {_timeout(crowd[0].text)}: {', '.join(parts)}"

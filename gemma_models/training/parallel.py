@@ -42,7 +42,9 @@ def parallel_context(
                     hint="run on a machine with a GPU, or choose the CPU: trainer.accelerator=cpu of a recipe, "
                     "accelerator='cpu' of generate",
                 )
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            # Where each process is shown a GPU of its own (Slurm's gpus_per_task), that is number 0 for all of them.
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            device = torch.device("cuda", local if torch.cuda.device_count() > 1 else 0)
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             gc.collect()  # an earlier run's model lies in cycles, and with it its groups' sockets and its memory

@@ -59,7 +59,7 @@ def test_a_rank_that_is_alone_ends_whatever_it_holds(tmp_path: Path, how: str) -
     state = run_job(job, Partial(hanging.alone, how=how), FOUR.clone(ntasks_per_node=1, step_timeout=0.02))
     assert state.failure is not None and state.failure.rank == 0
     line = line_of("time.sleep(100)" if how == "sleep" else "PyDLL(")
-    assert state.failure.cause == f"no step in 1.2 seconds: it at samples/hanging.py:{line} load"
+    assert state.failure.cause == f"no step in 1.2 seconds: it stands at samples/hanging.py:{line} load"
 
 
 def test_what_takes_long_and_is_no_step_is_not_ended(tmp_path: Path) -> None:
