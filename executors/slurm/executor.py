@@ -127,6 +127,9 @@ class SlurmExecutor(Executor):
                 "tunnel=run.SSHTunnel(host='login.cluster.example', user='alice', job_dir='/home/alice/jobs')",
             )
         self.tunnel.check()
+        if re.search(r"[%\\]", self.tunnel.job_dir) or not self.tunnel.job_dir.isprintable():
+            what = f"tunnel.job_dir is {self.tunnel.job_dir!r}, in which Slurm would replace something"
+            raise refuse(self, "tunnel", what, "a path without % and \\")
         return self.tunnel
 
     def _check_together(self) -> None:

@@ -140,16 +140,12 @@ def check_texts(at: Strict, field: str, value: object, example: str) -> list[str
 
 
 def check_argument(at: Strict, field: str, value: object, name: str = "") -> None:
-    """Refuse what no argument list can hold. Raises ExecutorError."""
+    """Refuse what is no word on a line of the script. Raises ExecutorError."""
     name = name or field
     if not isinstance(value, str) or not value:
         raise refuse(at, field, f"{name} is {value!r}; it must be a str that is not empty", None)
-    if "\0" in value:
-        raise refuse(at, field, f"{name} holds a NUL character", None)
-    try:
-        value.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise refuse(at, field, f"{name} holds what no command can be given: {error.reason}", None) from None
+    if not value.isprintable():
+        raise refuse(at, field, f"{name} is {value!r}, and must be one line that can be read", None)
 
 
 def check_parameters(at: Strict, values: object) -> None:
@@ -172,7 +168,7 @@ def check_parameters(at: Strict, values: object) -> None:
             raise refuse(at, field, f"{shown} is no option of sbatch", near)
         if not isinstance(value, str | int):
             raise refuse(at, field, f"{shown} is {value!r}; it must be a str, an int or True", None)
-        if isinstance(value, str) and (not value.isprintable() or "\ufffd" in value):
+        if isinstance(value, str) and not value.isprintable():
             raise refuse(at, field, f"{shown} is {value!r}: a line of the script cannot hold that", None)
 
 

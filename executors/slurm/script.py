@@ -53,8 +53,8 @@ def render(
 ) -> str:
     """job.sh.
 
-    about: what a comment says. folder: the job's. warning: the signal that says that its time is nearly over. setup: lines of
-    shell. srun, command: argument lists, of the step and of each of its tasks.
+    about: what a comment says. folder: the job's. warning: the signal that says that its time is nearly over. setup:
+    lines of shell. srun, command: argument lists, of the step and of each of its tasks.
     """
     return _filled(
         "job.sh",

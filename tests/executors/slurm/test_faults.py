@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from slurm_jobs import SlurmJob
 
 from launcher.script import Script
@@ -12,13 +13,17 @@ from tests.labs.slurm.lab import SlurmLab
 WAIT = Script(inline='cd "$GEMMA_LAUNCHER_JOB_DIR"; echo >>up; sleep 1000')
 
 
-def test_nodes_that_fail_count_and_preemption_does_not(slurm_lab_alone: SlurmLab, tmp_path: Path) -> None:
+def test_nodes_that_fail_count_and_preemption_does_not(
+    slurm_lab_alone: SlurmLab, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     lab = slurm_lab_alone
     two = SlurmJob(lab, tmp_path / "two", WAIT, nodes=2, nodelist="node[3-4]", retries=1)
     first = SlurmJob(lab, tmp_path / "first", WAIT, nodelist="node4", retries=1)
     whole = SlurmJob(lab, tmp_path / "whole", WAIT, nodelist="node2", gpus_per_node=4, retries=1)
     once = SlurmJob(lab, tmp_path / "once", WAIT, nodelist="node2", gpus_per_node=4)
     jobs = (two, first, whole, once)
+    for job in jobs:
+        request.addfinalizer(job.cancel)
     for job in jobs:
         job.wait_for("up", job.plan.ranks)
     urgent = ["-Aproj-a", "-purgent", "-wnode2", "--gres=gpu:8", "--export=NONE", "-o/dev/null", "--wrap=sleep 1"]
@@ -40,5 +45,3 @@ def test_nodes_that_fail_count_and_preemption_does_not(slurm_lab_alone: SlurmLab
     assert two.end() == ["1", "out-of-retries node-failure"]
     whole.wait_for("up", 3)
     assert whole.reasons == ["preempted", "node-failure"]
-    for job in jobs:
-        job.cancel()

@@ -53,6 +53,7 @@ launch() {
 launch &
 while [ -n "$(jobs -r)" ]; do wait "$!"; done # a signal ends a wait
 wait "$!"; status=$?
+# Where Slurm ends the job, TERM is on its way, whatever srun says: where a node fails, it says 0.
+until state=$(squeue -h -j "$SLURM_JOB_ID" -o %T); [ "${state:-RUNNING}" = RUNNING ]; do sleep 1; done
 [ "$status" -ne 0 ] || finish 0 exit
-while [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = COMPLETING ]; do sleep 1; done # TERM is on its way
 finish "$status" exit
