@@ -20,7 +20,7 @@ import signal
 import socket
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -85,6 +85,11 @@ class Tunnel(Strict, ABC):
     @abstractmethod
     def name(self) -> str:
         """The place, as messages name it: "user@host"."""
+
+    @property
+    @abstractmethod
+    def whereabouts(self) -> Hashable:
+        """Equal for tunnels to the same user of the same host."""
 
     @abstractmethod
     def close(self) -> None:
@@ -187,6 +192,10 @@ class LocalTunnel(Tunnel):
     def name(self) -> str:
         return f"{getpass.getuser()}@{socket.gethostname()}"
 
+    @property
+    def whereabouts(self) -> Hashable:
+        return "here"
+
     def close(self) -> None:
         pass
 
@@ -237,6 +246,11 @@ class SSHTunnel(Tunnel):
     @property
     def name(self) -> str:
         return str(self._host())
+
+    @property
+    def whereabouts(self) -> Hashable:
+        host = self._host()
+        return host.user, host.hostname, host.port, host.jump
 
     def check(self) -> None:
         super().check()

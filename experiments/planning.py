@@ -56,7 +56,7 @@ def plans_of(
         if package is not None and (missing := left_behind(task.call, package, path)):
             raise ConfigError(
                 f"task {task.name!r} uses module {missing[0]!r}, and {missing[1]} is not in the package of its code",
-                hint="git add it, or packager=run.Packager() to run everything where it lies",
+                hint=f"git add it, or {_otherwise(task.executor)}",
             )
         if package is not None and id(package) not in looked_at and runs_code_of(package, task.call, script):
             looked_at.add(id(package))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -87,7 +86,7 @@ class SlurmExecutor(Executor):
 
     @property
     def place(self) -> Hashable:
-        return ("slurm", None if self.tunnel is None else (type(self.tunnel), *dataclasses.astuple(self.tunnel)))
+        return ("slurm", self._reach().whereabouts, self._reach().job_dir)
 
     def follows(self, other: Executor) -> bool:
         return self.place == other.place

@@ -164,14 +164,16 @@ def attach(
     """Take over an experiment that another machine launched, from the cluster where it runs."""
     from executors.tunnel import LocalTunnel, SSHTunnel, Tunnel
     from experiments.attach import attach as take_over
+    from launcher.places import called
 
     tunnel: Tunnel
-    if host is None:
-        if user or port or identity or ssh_config:
-            raise click.UsageError("how to reach a host is given, and no --host")
-        tunnel = LocalTunnel(job_dir=job_dir)
-    else:
-        tunnel = SSHTunnel(host, user, port, identity, job_dir=job_dir, ssh_config=ssh_config)
+    with called("the command line"):
+        if host is None:
+            if user or port or identity or ssh_config:
+                raise click.UsageError("how to reach a host is given, and no --host")
+            tunnel = LocalTunnel(job_dir=job_dir)
+        else:
+            tunnel = SSHTunnel(host, user, port, identity, job_dir=job_dir, ssh_config=ssh_config)
     record = take_over(tunnel, experiment)
     click.echo(f"{record.id}: {record.folder}")
 
