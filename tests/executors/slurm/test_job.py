@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def submit(slurm_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 
 @pytest.fixture(scope="module", autouse=True)
-def jobs(slurm_lab: SlurmLab, submit: Callable[..., SlurmJob]) -> Iterator[dict[str, SlurmJob]]:
+def jobs(slurm_lab: SlurmLab, lab_folder: Path, submit: Callable[..., SlurmJob]) -> Iterator[dict[str, SlurmJob]]:
     """All at once, because Slurm takes its time to start a job again."""
     shown = Script(inline=SHOW, entrypoint="python", args=[HOSTILE, "--x", ""])
     wait = 'echo "$GEMMA_LAUNCHER_RESTART" >>up; sleep 1000'
@@ -42,6 +43,10 @@ def jobs(slurm_lab: SlurmLab, submit: Callable[..., SlurmJob]) -> Iterator[dict[
         + '[ "$GEMMA_LAUNCHER_RESTART" = 0 ] || exit 0; echo >up; '
         + ("until [ -e stop ]; do sleep 0.1; done; echo 7 >saved; exit 75")
     )
+    image = slurm_lab.image(f"job_{os.getpid()}")
+    data = lab_folder / "it's data; $(id)"
+    data.mkdir()
+    (data / "found").touch()
     made = {
         "environment": submit(
             shown,
@@ -60,6 +65,13 @@ def jobs(slurm_lab: SlurmLab, submit: Callable[..., SlurmJob]) -> Iterator[dict[
         "warned": submit(Script(inline=in_folder + wait), retries=2),
         "fails": submit(Script(inline="exit 5"), retries=1),
         "crashes": submit(Script(inline="exit 6"), retries=9),
+        "container": submit(
+            Script(inline="pwd; ls / /here; echo $HOSTILE", entrypoint="bash"),
+            container_image=str(image),
+            container_mounts=["/usr:/usr:ro", "/etc:/etc:ro", f"{data}:/here", str(Path.cwd())],
+            container_workdir="/tmp",  # noqa: S108
+            env_vars={"HOSTILE": "a  'b' $(id)"},
+        ),
         "array": submit(Script(inline='echo "$SLURM_ARRAY_TASK_ID"; exit "$SLURM_ARRAY_TASK_ID"'), array="0-1"),
     }
     yield made
@@ -146,3 +158,12 @@ def test_elements_of_an_array_have_folders_of_their_own(jobs: dict[str, SlurmJob
         assert job.wait_for(f"array_{element}/ended", 2).splitlines() == [element, "exit"]
         assert job.read(f"array_{element}/rank_0.out") == f"{element}\n"
     assert not job.read("ended")
+
+
+def test_a_task_in_a_container(jobs: dict[str, SlurmJob]) -> None:
+    job = jobs["container"]
+    assert job.end() == ["0", "exit"]
+    said = job.read("rank_0.out")
+    assert "in_the_image\n" in said
+    assert "/here:\nfound\n" in said
+    assert said.endswith("a 'b' $(id)\n")

@@ -3,6 +3,7 @@
  *     --container-image=FOLDER             a root file system
  *     --container-mounts=FROM:TO[:ro],...  folders and files of the node in it
  *     --container-workdir=FOLDER           where in it the task starts
+ *     --container-env=NAME,...             taken and left: an image here brings no variables that could win
  *
  * Every task gets a mount namespace of its own, in which /proc, /sys and /dev of the node and what was asked for are
  * bound into the image, and which it is then locked into. What must be mounted upon is made in the image, with root's
@@ -23,7 +24,7 @@
 
 SPANK_PLUGIN(container, 1);
 
-enum { IMAGE, MOUNTS, WORKDIR, OPTIONS };
+enum { IMAGE, MOUNTS, WORKDIR, ENV, OPTIONS };
 static char *given[OPTIONS];
 
 static int take(int option, const char *value, int remote)
@@ -41,6 +42,7 @@ static struct spank_option options[] = {
     {"container-image", "FOLDER", "the root file system to run in", 1, IMAGE, take},
     {"container-mounts", "FROM:TO[:ro],...", "what of the node to mount in it", 1, MOUNTS, take},
     {"container-workdir", "FOLDER", "the folder in it to start in", 1, WORKDIR, take},
+    {"container-env", "NAME,...", "variables that win over the image's", 1, ENV, take},
     SPANK_OPTIONS_TABLE_END,
 };
 

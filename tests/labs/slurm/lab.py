@@ -322,12 +322,14 @@ class SlurmLab:
     def _plugin(self) -> Path:
         """The stand-in for Pyxis, which gives srun its --container options."""
         plugin = self.state / "container.so"
-        if not plugin.exists():
-            source = Path(__file__).parent / "container.c"
-            command = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(plugin), str(source)]
+        source = Path(__file__).parent / "container.c"
+        if not plugin.exists() or plugin.stat().st_mtime < source.stat().st_mtime:
+            new = plugin.with_suffix(".new")  # what runs has the old one open
+            command = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(new), str(source)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
             if done.returncode:
                 raise LabError(done.stderr)
+            new.replace(plugin)
         return plugin
 
     def _start_munged(self) -> None:
