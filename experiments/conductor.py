@@ -236,7 +236,13 @@ class Conductor:
         job.accepted = state.accepted
         again = state.attempt > job.attempt
         if again and job.status is Status.RUNNING:
-            self._write(job, "retrying", attempt=job.attempt, detail=state.detail)
+            self._write(
+                job,
+                "retrying",
+                attempt=job.attempt,
+                rank=None,
+                cause=f"started again by {job.executor.describe_place()}",
+            )
         if job.status is Status.QUEUED and state.status not in (Status.QUEUED, Status.CANCELLED, Status.SKIPPED):
             job.attempt = max(job.attempt, state.attempt)
             self._write(job, "started", **_told(state), **({"attempt": job.attempt} if job.attempt > 1 else {}))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LOOK_INTERVAL = 0.1  # seconds between two looks at files: they may lie on a network, where nobody tells of a change
 
+ELEMENT = r"array_[0-9]+"
+"""The folder of an array's element, in its task's."""
 BLOCK = 2**20  # bytes read at once; a line longer than that comes in pieces
 
 
@@ -69,7 +71,8 @@ class LogTail:
     def __init__(self, files: JobFiles, rank: int | None = None) -> None:
         self._folder = files.folder
         chosen = [files.stdout(rank).name, files.stderr(rank).name] if rank is not None else []
-        self._wanted = re.compile("|".join(map(re.escape, chosen)) or r"launch\.log|rank_[0-9]+\.(out|err)")
+        names = "|".join(map(re.escape, chosen)) or r"launch\.log|rank_[0-9]+\.(out|err)"
+        self._wanted = re.compile(rf"({ELEMENT}/)?({names})")
         self._growing: dict[str, _Growing] = {}
 
     def new(self, final: bool = False) -> Iterator[tuple[str, str]]:
@@ -77,9 +80,7 @@ class LogTail:
 
         final: the task has ended; last lines without an end are given as well.
         """
-        present: dict[str, int] = {}
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:  # it may be deleted meanwhile
-            present = {entry.name: entry.inode() for entry in entries if self._wanted.fullmatch(entry.name)}
+        present = self._present(self._folder)
         for name in sorted(present.keys() | self._growing.keys(), key=_by_rank):
             growing = self._growing.get(name)
             if growing is not None and growing.inode != present.get(name):  # a retry has moved it away
@@ -92,6 +93,17 @@ class LogTail:
                 yield from ((name, line) for line in growing.lines(self._folder / name))
                 if final:
                     yield from ((name, line) for line in growing.rest())
+
+    def _present(self, folder: Path, within: str = "") -> dict[str, int]:
+        """The inodes of what is wanted, by name; an array's elements have folders of their own."""
+        found: dict[str, int] = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:  # it may be deleted meanwhile
+            for entry in entries:
+                if self._wanted.fullmatch(within + entry.name):
+                    found[within + entry.name] = entry.inode()
+                elif not within and re.fullmatch(ELEMENT, entry.name):
+                    found |= self._present(folder / entry.name, f"{entry.name}/")
+        return found
 
 
 class _Growing:
@@ -127,9 +139,14 @@ def _text(line: bytes) -> str:
     return line.decode("utf-8", errors="replace")
 
 
-def _by_rank(name: str) -> tuple[int, bool]:
-    """launch.log, then rank by rank, stdout before stderr."""
-    return int(re.sub("[^0-9]", "", name) or -1), name.endswith(".err")
+def _by_rank(name: str) -> tuple[int, int, bool]:
+    """launch.log, then rank by rank, stdout before stderr; of an array, element by element."""
+    element, _, own = name.rpartition("/")
+    return _number(element), _number(own), name.endswith(".err")
+
+
+def _number(text: str) -> int:
+    return int(re.sub("[^0-9]", "", text) or -1)
 
 
 def printable(text: str) -> str:

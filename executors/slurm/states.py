@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 from typing import Final
 
 from executors.base import Failure, JobState, Plan, Status
@@ -47,14 +49,23 @@ REASONS: Final = {
 NEVER: Final = "DependencyNeverSatisfied"
 
 
-def describe(view: View) -> str:
+def describe(view: View, folder: Path) -> str:
     """A line for a person: "job 12: pending, waits for nodes, starts about 14:20", "job 12 on node[1-2]"."""
     if view.state in WAITING:
         parts = [f"job {view.job_id}: pending", REASONS.get(view.reason, view.reason)]
+        if view.restarts and (why := _last_requeue(folder)):
+            parts.insert(1, f"after {why}")
         if view.start is not None and view.start > time.time():
             parts.append(f"starts about {_clock(view.start)}")
         return ", ".join(filter(None, parts))
     return f"job {view.job_id}" + (f" on {view.nodes}" if view.nodes else "")
+
+
+def _last_requeue(folder: Path) -> str:
+    """Why its script had it started again: "time-limit", "failure", ..."""
+    with contextlib.suppress(OSError, IndexError):
+        return (folder / "requeues").read_text().splitlines()[-1].split()[1]
+    return ""
 
 
 def _clock(seconds: float) -> str:
@@ -79,7 +90,7 @@ def state_of(view: View, plan: Plan, *, needs_failed: bool) -> JobState:
     attempt = view.restarts + 1
     if not is_final(view):
         status = Status.QUEUED if view.state in WAITING else Status.RUNNING
-        return JobState(status=status, detail=describe(view), attempt=attempt)
+        return JobState(status=status, detail=describe(view, plan.folder), attempt=attempt)
     status, failure = Status.SUCCEEDED, None
     if view.state.startswith("CANCELLED"):
         if needs_failed and not view.started:
@@ -87,7 +98,7 @@ def state_of(view: View, plan: Plan, *, needs_failed: bool) -> JobState:
         status = Status.CANCELLED
     elif view.state != "COMPLETED":
         status, failure = Status.FAILED, _failure(view, plan)
-    return JobState(status=status, failure=failure, detail=describe(view), attempt=attempt)
+    return JobState(status=status, failure=failure, detail=describe(view, plan.folder), attempt=attempt)
 
 
 def _failure(view: View, plan: Plan) -> Failure:
@@ -98,6 +109,8 @@ def _failure(view: View, plan: Plan) -> Failure:
         where = f" on {view.nodes}" if view.nodes else ""
         advice = f"\n  try: {ADVICE[view.state]}" if view.state in ADVICE else ""
         return Failure(rank=None, cause=f"job {view.job_id}{where}: {WORDS[view.state]} ({view.state}){ended}{advice}")
-    files = JobFiles(plan.folder)
+    broken = [index for index, state in sorted(view.elements.items()) if state not in {"COMPLETED", *WAITING, *RUNNING}]
+    files = JobFiles(plan.folder / f"array_{broken[0]}" if broken else plan.folder)
     found = job_failure(files, view.exit_code or (128 + view.signal if view.signal else 1))
-    return Failure(rank=found.rank, cause=found.cause + ended, traceback=found.traceback)
+    element = f"element {broken[0]} of the array: " if broken else ""
+    return Failure(rank=found.rank, cause=element + found.cause + ended, traceback=found.traceback)
