@@ -70,7 +70,7 @@ queued() {
 accounted() {
     age=$(($(date +%s) - when))
     keeps=$(scontrol show config 2>/dev/null | sed -n 's/^MinJobAge *= *\([0-9]*\).*/\1/p')
-    [ "$age" -ge "$((${keeps:-0} - 5))" ] || return 0
+    [ "$age" -ge "$((${keeps:-0} - 30))" ] || return 0
     if records=$(sacct -X -D -P -n -u "$user" -S "now-$((age + 3600))seconds" --name="$name" -o JobID,State 2>&1); then
         id=$(printf '%s\n' "$records" | awk -F '|' '
             $2 !~ /^(PENDING|RUNNING|SUSPENDED|REQUEUED|RESIZING)/ { sub(/[_+].*/, "", $1); id = $1 } END { print id }')

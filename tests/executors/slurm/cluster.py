@@ -63,6 +63,15 @@ class Cluster:
                 found[name].add(int(id_.partition("_")[0]))
         return {name: sorted(ids) for name, ids in found.items()}
 
+    def account(self, id_: int | str, change: str) -> None:
+        """Change what accounting has of a job, as SQL: states that this lab does not bring about by itself."""
+        socket = f"--socket={self.lab.env['MYSQL_UNIX_PORT']}"
+        statement = f"UPDATE lab_job_table SET {change} WHERE id_job={int(id_)} ORDER BY job_db_inx DESC LIMIT 1"  # noqa: S608
+        self.lab.command("mariadb", "--no-defaults", socket, "slurm_acct_db", "-e", statement)
+
+    def accounted(self, id_: int | str) -> bool:
+        return bool(self.lab.command("sacct", "-XPn", "-j", str(id_), "-o", "JobID").strip())
+
     def clean(self) -> None:
         lines = self.lab.command("squeue", "-h", "-u", self.lab.sshd.user, "-o", "%F|%j").splitlines()
         if ids := [id_ for id_, _, name in (line.partition("|") for line in lines) if f".{self.mark}-" in name]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from executors.slurm.queue import UNKNOWN, View, query
-from executors.slurm.submission import Job, cancel, submit
+from executors.slurm.submission import Job, cancel, find, submit
 from launcher.errors import TunnelError
 from tests.executors.slurm.cluster import HELD, Cluster
 from tests.labs.machine import until
@@ -68,7 +68,15 @@ def test_how_jobs_wait(cluster: Cluster) -> None:
     assert abs((views[1].start or 0) - time.time() - 3600) < 300
     assert not any(view.started or view.nodes for view in views)
     cancel(cluster.tunnel, jobs)
-    assert watched.wait(["CANCELLED"] * 4 + ["PENDING"])[4].reason == "DependencyNeverSatisfied"
+    watched.wait(["CANCELLED"] * 4 + ["PENDING"])
+    last_folder = [*watched.asked][4]
+
+    def reason() -> str | None:
+        watched.look()
+        view = watched.views[last_folder]
+        return view and view.reason
+
+    until(lambda: reason() == "DependencyNeverSatisfied", 30, "the scheduler to see it")
 
 
 def test_a_job_that_runs(cluster: Cluster) -> None:
@@ -160,15 +168,24 @@ def test_nothing_is_asked_of_nobody(cluster: Cluster) -> None:
     assert type(cluster.tunnel).commands == before
 
 
-def test_out_of_memory(slurm_lab_alone: SlurmLab, cluster: Cluster) -> None:
+def test_out_of_memory(cluster: Cluster) -> None:
     """Accounting's word for it; the lab has no control groups that would kill a job for its memory."""
     watched = Watched(cluster, cluster.jobs(1, "exit 1"))
     until(lambda: [ended(view) for view in watched.look() if view] == [("FAILED", 1, 0)], 40, "its end")
-    (name, id_) = next(iter(watched.asked.values()))
-    store = ["mariadb", "--no-defaults", f"--socket={slurm_lab_alone.env['MYSQL_UNIX_PORT']}", "slurm_acct_db", "-e"]
-    slurm_lab_alone.command(*store, f"UPDATE lab_job_table SET state=11 WHERE job_name='{name}'")  # noqa: S608
-    (view,) = watched.wait(["OUT_OF_MEMORY"])
-    assert view.job_id == id_
+    cluster.account(next(iter(watched.asked.values()))[1], "state=11")
+    watched.wait(["OUT_OF_MEMORY"])
+
+
+def test_what_accounting_goes_on_saying_of_a_lost_job(cluster: Cluster) -> None:
+    """It waits there for ever, although the scheduler knows no job of that name."""
+    stranger, lost = cluster.jobs(2, options="#SBATCH --nodes=99\n")
+    (id_,) = submit(cluster.tunnel, [stranger]).values()
+    until(lambda: cluster.accounted(id_), 30, "accounting")
+    cluster.account(id_, f"job_name='{lost.name}'")
+    assert query(cluster.tunnel, {lost.folder: (lost.name, int(id_))}) == {lost.folder: None}
+    aged = f"{lost.name}\n{int(time.time()) - 3600}\nx:1\n".encode()  # else the queue alone is asked
+    cluster.tunnel.put(aged, f"{lost.folder}/submission")
+    assert find(cluster.tunnel, [lost]) == {lost.folder: None}
 
 
 def test_a_node_fails(slurm_lab_alone: SlurmLab, cluster: Cluster) -> None:
@@ -203,20 +220,3 @@ def test_daemons_that_are_down(slurm_lab_alone: SlurmLab, cluster: Cluster) -> N
     with pytest.raises(TunnelError, match="does not answer"):
         watched.look()
     slurm_lab_alone.start("slurmctld")
-
-
-def test_what_accounting_goes_on_saying_of_a_lost_job(slurm_lab_alone: SlurmLab, cluster: Cluster) -> None:
-    """It waits there for ever; the scheduler knows nothing of it."""
-    (filler,) = cluster.jobs(1, options=HELD)
-    submit(cluster.tunnel, [filler])
-    slurm_lab_alone.stop("slurmctld")
-    slurm_lab_alone.start("slurmctld")
-    for _ in range(10):
-        jobs = cluster.jobs(2, options=HELD)
-        watched = Watched(cluster, jobs)
-        slurm_lab_alone.kill("slurmctld")
-        slurm_lab_alone.start("slurmctld")
-        if watched.look()[1] is None:
-            assert jobs[1].name not in slurm_lab_alone.command("squeue", "-h", "-t", "all", "-o", "%j")
-            return
-    raise AssertionError("the scheduler loses nothing")
