@@ -31,11 +31,16 @@ dead() {
 
 take_lock() {
     patience=$(($(date +%s) + 60))
+    misses=0
     until ln -s "$token" "$lock" 2>/dev/null; do
         holder=$(readlink "$lock")
         if [ -z "$holder" ]; then
+            # Another one's may come and go meanwhile; where none can be made at all, who only cancels goes without.
+            misses=$((misses + 1))
+            [ "$misses" -gt 20 ] || continue
+            [ "$verb" = submit ] || return 0
             ln -s "$token" "$lock" && return
-            [ -h "$lock" ] || exit 67
+            exit 67
         elif dead "$holder" && ln -s "$token" "$lock.breaking" 2>/dev/null; then
             # One at a time, and only the lock that was seen: a new one may have taken its place.
             [ "$(readlink "$lock")" = "$holder" ] && rm -f "$lock"
@@ -219,12 +224,12 @@ cancel() {
     identify
     if [ -n "$intent" ]; then
         for place in "$folder" "$folder"/array_*; do
-            [ ! -d "$place" ] || : >"$place/cancel" # its script starts nothing again
+            [ ! -d "$place" ] || { true >"$place/cancel"; } 2>/dev/null # its script starts nothing again
         done
         said=$(scancel --user="$user" --name="$name" 2>&1) || silent "$said"
         [ "$verb" = cancel ] || said=$(scancel --full --signal=KILL --user="$user" --name="$name" 2>&1) || silent "$said"
     fi
-    rm -f "$folder/secrets.json" "$folder/environment.sh"
+    rm -f "$folder/secrets.json" "$folder/environment.sh" || : # a disk that is read-only keeps them
     answer ""
 }
 

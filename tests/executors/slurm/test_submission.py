@@ -432,7 +432,13 @@ def test_a_full_disk(cluster: Cluster) -> None:
         assert "make room on" in str(raised.value)
         assert cluster.known([own]) == {own.name: []}
         tunnel.run(["rm", f"{place_}/filler"], timeout=10)
-        assert_once(cluster, [own], submit(tunnel, [own]))
+        answers = submit(tunnel, [own])
+        assert_once(cluster, [own], answers)
+        # On a disk that is full, or read-only, a job can be cancelled all the same.
+        subprocess.run(["mount", "-o", "remount,ro", str(place_)], check=True)
+        cancel(tunnel, [own])
+        shown = ["squeue", "-h", "-t", "all", "-n", own.name, "-o", "%T"]
+        until(lambda: cluster.lab.command(*shown).strip() == "CANCELLED", 30, "its end")
     finally:
         subprocess.run(["umount", "-l", str(place_)], check=True)
         place_.rmdir()
