@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,8 +66,8 @@ class SlurmLab:
     """The lab of this machine, whether it is up or not.
 
     sshd: how to reach it; user, home: who is there. job_dir: a folder of this process's own for the launcher's state.
-    python: what she can run; to train, set it to that of a virtual environment which is made from this one and which
-    she can read (a Python in a home folder of root's is out of her reach).
+    python: what she can run anywhere. trainer: the same with the packages of the Python that the lab was started with,
+    on the nodes alone; those may lie where she cannot look, in a home folder of root's.
     """
 
     def __init__(self) -> None:
@@ -78,6 +79,8 @@ class SlurmLab:
             "MYSQL_UNIX_PORT": str(self.run / "mysql" / "socket"),  # where libmariadb looks for "localhost"
         }
         self.python = "/usr/bin/python3"
+        self._trainer = self.folder / "trainer"
+        self._packages = self.folder / "packages"  # empty; a node sees there what the tests run with
 
     @property
     def sshd(self) -> Sshd:
@@ -87,6 +90,15 @@ class SlurmLab:
     @property
     def job_dir(self) -> str:
         return str(self.sshd.home / f"jobs_{os.getpid()}")
+
+    @property
+    def trainer(self) -> str:
+        """Raises LabError where the two Pythons are of different versions: compiled packages are for one."""
+        [made] = (self._trainer / "lib").iterdir()
+        ours = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        if made.name != ours:
+            raise LabError(f"{self.python} is {made.name}, and the tests run in {ours}: training needs one version")
+        return str(self._trainer / "bin" / "python")
 
     def image(self, name: str) -> Path:
         """A root file system for --container-image, whose programs are the node's once /usr and /etc are mounted."""
@@ -216,6 +228,7 @@ class SlurmLab:
         cable = f"{settings.BRIDGE}{node}"
         subprocess.run(["ip", "link", "del", cable], check=False, capture_output=True)  # the kernel may still be at it
         inside = [str(Path(__file__).parent / "node.sh"), name, settings.address(node), str(self.etc / "hosts")]
+        inside += [self.env["SLURM_CONF"], sysconfig.get_path("purelib"), str(self._packages)]
         pid = self.daemons.start(
             name,
             [
@@ -228,7 +241,6 @@ class SlurmLab:
                 "--kill-child",
                 "sh",
                 *inside,
-                self.env["SLURM_CONF"],
             ],
         )
         until(lambda: bool(children(pid)), 10, f"the first process of {name}")
@@ -314,6 +326,13 @@ class SlurmLab:
             if not device.exists():
                 os.mknod(device, 0o20666, os.makedev(1, 3))
                 device.chmod(0o666)
+        self._packages.mkdir(exist_ok=True)
+        if not list(self._trainer.glob("lib/*/*/packages.pth")):
+            make = [self.python, "-m", "venv", "--without-pip", str(self._trainer)]
+            subprocess.run(make, check=True, capture_output=True, timeout=60)
+            [own] = self._trainer.glob("lib/*/site-packages")
+            # Of what lies there, .pth files are not read: our own packages come with a job, or are seen to be missing.
+            (own / "packages.pth").write_text(f"{self._packages}\n")
         if not succeeds(["ip", "link", "show", settings.BRIDGE]):
             _ip("link", "add", settings.BRIDGE, "type", "bridge")
             _ip("addr", "add", f"{settings.address(0)}/24", "dev", settings.BRIDGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -53,6 +54,15 @@ def test_a_task_in_a_container(slurm_lab: SlurmLab, tunnel: SSHTunnel) -> None:
     )
     assert broken.status != 0
     assert b"container: mounting /no/folder: No such file or directory" in broken.stderr
+
+
+def test_a_node_has_what_the_tests_import_and_nobody_else_can_delete_it(slurm_lab: SlurmLab, tunnel: SSHTunnel) -> None:
+    look = "import torch; print(torch.__file__)"
+    where = said(tunnel, "srun", "--account=proj-a", slurm_lab.trainer, "-c", look).strip()
+    assert where.startswith(str(slurm_lab.folder))
+    assert not list((slurm_lab.folder / "packages").iterdir())  # from outside
+    mounts = said(tunnel, "srun", "--account=proj-a", "cat", "/proc/mounts")
+    assert re.search(rf" {slurm_lab.folder}/packages \S+ ro,", mounts)
 
 
 def test_what_slurm_refuses(slurm_lab: SlurmLab, tunnel: SSHTunnel) -> None:
