@@ -30,6 +30,7 @@ WORDS: Final = {
     "NODE_FAIL": "a node failed",
     "BOOT_FAIL": "a node did not boot",
     "PREEMPTED": "a job of higher priority took its place",
+    "UNKNOWN": "it ran, left no word of its end, and the scheduler does not know it any more",
     "REVOKED": "another cluster of the federation took it",
 }
 ADVICE: Final = {

@@ -30,6 +30,7 @@ QUICK: Final = 1.0  # seconds between two looks at a job's files while it is you
 SLOW: Final = 5.0  # and later
 LONGEST: Final = 30.0  # seconds between two questions to the scheduler, when nothing changes
 GROWTH: Final = 1.5
+CRASH: Final = 600.0  # seconds after a submission in which a scheduler that crashed is why nobody knows the job
 LOST_AFTER: Final = 15.0  # seconds that a job may be unknown everywhere before it counts as lost by the scheduler
 
 SMALL: Final = re.compile(
@@ -55,6 +56,7 @@ class SlurmJob(Handle):
         self.now = False
         self.asked = False  # the cluster was told so
         self.seen = False  # somebody has asked how it stands
+        self.submitted: float | None = None  # when we did it
         self.missed: float | None = None  # since when nobody there knows it
 
     @property
@@ -191,7 +193,7 @@ class Watch:
         for handle in wanted:
             answer = answers[handle.job.folder]
             if isinstance(answer, int):
-                handle.id = answer
+                handle.id, handle.submitted = answer, time.monotonic()
                 handle.set(JobState(status=Status.QUEUED, detail=f"job {answer}: submitted"))
             else:
                 submission.cancel(self._tunnel, [handle.job])
@@ -257,10 +259,13 @@ class Watch:
             return
         if handle.ending:
             handle.set(JobState(status=Status.CANCELLED))
-            return
-        handle.job = submission.resubmission(self._tunnel, handle.job)
-        handle.set(_with_detail(handle.state, f"job {handle.id}: the scheduler has lost it; it is submitted again"))
-        handle.id, handle.missed = None, None
+        elif handle.submitted is None or now - handle.submitted > CRASH:
+            cause = f"job {handle.id} never started, and the scheduler does not know it any more"
+            handle.set(JobState(status=Status.FAILED, failure=Failure(rank=None, cause=cause)))
+        else:
+            handle.job = submission.resubmission(self._tunnel, handle.job)
+            handle.set(_with_detail(handle.state, f"job {handle.id}: the scheduler lost it; it is submitted again"))
+            handle.id, handle.missed = None, None
 
 
 def rank_logs(rank: int) -> re.Pattern[str]:
