@@ -58,7 +58,7 @@ def jobs(slurm_lab: SlurmLab, lab_folder: Path, submit: Callable[..., SlurmJob])
             job_dir=f"{slurm_lab.job_dir}/a 'b' \"c\" $(id) ; é #-j",
             setup_lines=["export FROM_SETUP='it is set' # don't"],
         ),
-        "exit": submit(Script(inline="exit 7")),
+        "exit": submit(Script(inline='[ "$RANK" = 1 ] || exec sleep 100; exit 7'), ntasks_per_node=2),
         "saved": submit(Script(inline=save), retries=2),
         "time": submit(Script(inline=in_folder + wait), retries=1, time="5"),
         "cancel": submit(Script(inline=in_folder + wait), retries=2),
@@ -100,7 +100,8 @@ def test_what_the_ranks_get(jobs: dict[str, SlurmJob]) -> None:
     assert not Path("/tmp/x").exists()  # noqa: S108
 
 
-def test_the_exit_status_is_the_tasks(jobs: dict[str, SlurmJob]) -> None:
+def test_the_exit_status_is_that_of_the_rank_that_failed(jobs: dict[str, SlurmJob]) -> None:
+    """srun's own is 143, of the ranks that it ended for it."""
     job = jobs["exit"]
     assert job.end() == ["7", "exit"]
     assert job.read("started").split()[:2] == [str(job.id), "0"]

@@ -36,7 +36,8 @@ ended() {
     esac
 }
 trap ended TERM
-echo "$SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} $(date +%s) $SLURM_JOB_NODELIST" >>started
+echo "$SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} $(date +%s) $SLURM_JOB_NODELIST" | tee -a started
+lines=$(wc -l <launch.log)
 rm -f ended stop saved result.json rank_*.failure.json rank_*.stacks
 
 launch() {
@@ -53,6 +54,9 @@ launch() {
 launch &
 while [ -n "$(jobs -r)" ]; do wait "$!"; done # a signal ends a wait
 wait "$!"; status=$?
+# The status of the rank that failed first, and not of those that srun ended for it, which it says as well.
+first=$(tail -n "+$lines" launch.log | sed -n '/^srun: error: .*: tasks* [0-9,-]*: /{s/.* exit code \([0-9]*\)$/\1/p;q}')
+[ "$status" -eq 0 ] || status=${first:-$status}
 # Where Slurm ends the job, TERM is on its way, whatever srun says: where a node fails, it says 0.
 until state=$(squeue -h -j "$SLURM_JOB_ID" -o %T); [ "${state:-RUNNING}" = RUNNING ]; do sleep 1; done
 [ "$status" -ne 0 ] || finish 0 exit
