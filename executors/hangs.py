@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -58,8 +60,15 @@ def find_hang(files: JobFiles) -> tuple[float, Failure] | None:
     for stacks in everybody:
         if stacks.text:
             groups.setdefault(stacks.frames, []).append(stacks)
-    # Those that wait for the others are most; of two equal groups, the one that is in a collective waits.
-    ordered = sorted(groups.items(), key=lambda group: (len(group[1]), _waits(group[0])))
+    # Those that wait have begun a collective that others have not. Where none was noted, those that wait are most; of
+    # two equal groups, the one that is in a collective waits.
+    behind = _behind(files, [stacks.rank for stacks in everybody])
+
+    def waits(group: tuple[Frames, list[Stacks]]) -> tuple[bool, int, bool]:
+        frames, members = group
+        return not any(stacks.rank in behind for stacks in members), len(members), _waits(frames)
+
+    ordered = sorted(groups.items(), key=waits)
     (most, crowd), others = ordered[-1], ordered[:-1]
     common = _common(list(groups)) if others else _own(most)
     parts = [f"{_ranks(silent)} left no stacks (a process, or a node, that stands still)"] if silent else []
@@ -76,6 +85,17 @@ def find_hang(files: JobFiles) -> tuple[float, Failure] | None:
     return min(stacks.time for stacks in everybody if stacks.text), Failure(
         rank=rank, cause=words, traceback=traceback.rstrip()
     )
+
+
+def _behind(files: JobFiles, ranks: Iterable[int]) -> set[int]:
+    """Those that had not begun a collective which others of their group had, as torch's flight recorder noted them."""
+    last: dict[str, dict[int, int]] = {}
+    for rank in ranks:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            for entry in json.loads(files.flight_record(rank).read_bytes())["entries"]:
+                begun = last.setdefault(str(entry["process_group"]), {})
+                begun[rank] = max(begun.get(rank, 0), entry["collective_seq_id"])
+    return {rank for begun in last.values() for rank, count in begun.items() if count < max(begun.values())}
 
 
 def _timeout(text: str) -> str:

@@ -37,6 +37,8 @@ SMALL: Final = re.compile(
     r"metrics\.jsonl|launch\.log|result\.json|environment\.json|rank_[0-9]+\.(failure\.json|stacks)"
     r"|saved|started|requeues|ended|job_id"
 )
+COLLECTIVES: Final = re.compile(r"rank_[0-9]+\.collectives\.json")
+MANY: Final = 64  # ranks, whose flight records of some MB each are left where they are
 ALL: Final = re.compile(SMALL.pattern + r"|rank_[0-9]+\.(out|err)")
 
 _watches: dict[tuple[int, Hashable], Watch] = {}
@@ -239,6 +241,10 @@ class Watch:
         state = state_of(view, handle.plan, needs_failed=self._needs_failed(handle))
         if state.failure is not None and state.failure.rank is not None and not handle.plan.follow:
             self._look([handle], rank_logs(state.failure.rank))
+            state = state_of(view, handle.plan, needs_failed=False)
+        hung = any(path.stat().st_size for path in handle.plan.folder.glob("rank_*.stacks"))
+        if state.failure is not None and hung and handle.plan.ranks <= MANY:
+            self._look([handle], COLLECTIVES)  # which say who kept the others waiting
             state = state_of(view, handle.plan, needs_failed=False)
         if state.status.final and view.ended is None:
             submission.cancel(self._tunnel, [handle.job])  # its script had no time to take its secrets away

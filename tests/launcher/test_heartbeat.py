@@ -42,6 +42,13 @@ def test_the_rank_that_keeps_the_others_waiting_is_named(tmp_path: Path) -> None
     assert noted == [noted[0], noted[0], noted[0] - 1, noted[0]]
 
 
+@pytest.mark.parametrize("stuck", [0, 1])
+def test_of_two_the_one_that_has_not_begun_a_collective_is_named(tmp_path: Path, stuck: int) -> None:
+    state = run_job(tmp_path / "e-1" / "train", Partial(hanging.unseen, stuck=stuck), FOUR.clone(ntasks_per_node=2))
+    assert state.failure is not None and state.failure.rank == stuck
+    assert f"rank {stuck} at samples/hanging.py:" in state.failure.cause
+
+
 def test_a_rank_that_cannot_even_write_is_named(tmp_path: Path) -> None:
     job = tmp_path / "e-1" / "train"
     state = run_job(job, Partial(hanging.together, stuck=1, how="stop"), FOUR)

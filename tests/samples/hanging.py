@@ -34,6 +34,20 @@ def together(stuck: int, how: str) -> None:
         beat()
 
 
+def unseen(stuck: int) -> None:
+    """The same, where those that wait do so in no line of torch's: on a GPU, for the value."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    for step in range(5):
+        batch = torch.tensor(load(step, "sleep" if dist.get_rank() == stuck else ""))
+        work = dist.all_reduce(batch, async_op=True)
+        while not work.is_completed():
+            time.sleep(0.01)
+        beat()
+
+
 def alone(how: str) -> None:
     for step in range(5):
         load(step, how)
