@@ -156,14 +156,17 @@ class Conductor:
         return [job for job in self._jobs if not _over(job.status) and job.executor.outlives]
 
     def adopt(self) -> None:
-        """Take over the orphans that have a handle now. What has none was never submitted: it is lost, and stays so."""
+        """Take over the orphans that have a handle now. What was never submitted is lost, and stays so."""
         for job in self._jobs:
-            if job.handle is None and not _over(job.status):
+            if job.handle is not None:
+                job.status = Status.QUEUED if job.status is Status.LOST else job.status
+                if job.status is Status.RUNNING:
+                    self._monitor.begin(job.record, tail=job.record.tail_logs)
+            elif not job.status.final and job.executor.outlives:
+                cause = f"{job.executor.describe_place()} had it, and does not know it any more: it never started"
+                self._write(job, "failed", rank=None, cause=cause)
+            elif not _over(job.status):
                 job.status = Status.LOST
-            elif job.handle is not None and job.status is Status.LOST:
-                job.status = Status.QUEUED
-            elif job.status is Status.RUNNING:
-                self._monitor.begin(job.record, tail=job.record.tail_logs)
 
     def look(self) -> None:
         """Write down how what was adopted stands now."""

@@ -64,8 +64,7 @@ def look_after(records: Sequence[ExperimentRecord], warn: Callable[[Sequence[str
             if stack.enter_context(only_conductor(record.folder, wait=False)):
                 with contextlib.suppress(LaunchError, OSError, ValueError, KeyError):  # older than this, or unfinished
                     conductors.append(_conductor(record))
-        _attach(conductors, warn)
-        for conductor in conductors:
+        for conductor in _attach(conductors, warn):
             conductor.look()
 
 
@@ -87,14 +86,19 @@ def _conductor(record: ExperimentRecord) -> Conductor:
     return Conductor(jobs_of(record), sequential=record.sequential, monitor=monitor)
 
 
-def _attach(conductors: Sequence[Conductor], warn: Callable[[Sequence[str]], None] | None) -> None:
-    """Give the orphans of all of them handles; without `warn`, raise LaunchError for a place that cannot be asked."""
+def _attach(conductors: Sequence[Conductor], warn: Callable[[Sequence[str]], None] | None) -> Sequence[Conductor]:
+    """Have them take over what goes on without a launcher; those that have, all of it, are returned.
+
+    Without `warn`, raises LaunchError for a place that cannot be asked.
+    """
 
     def wake() -> None:
         for conductor in conductors:
             conductor.wake()
 
-    for jobs in by_place([job for conductor in conductors for job in conductor.orphans()]):
+    orphans = {id(conductor): conductor.orphans() for conductor in conductors}
+    unasked: set[int] = set()
+    for jobs in by_place([job for found in orphans.values() for job in found]):
         executor = jobs[0].executor
         try:
             handles = executor.attach([job.plan for job in jobs], wake)
@@ -102,11 +106,14 @@ def _attach(conductors: Sequence[Conductor], warn: Callable[[Sequence[str]], Non
             if warn is None:
                 raise
             warn([f"{executor.describe_place()} cannot be asked how its tasks stand now: {error}"])
+            unasked.update(map(id, jobs))
             continue
         for job, handle in zip(jobs, handles, strict=True):
             job.handle = handle
-    for conductor in conductors:
+    known = [one for one in conductors if not unasked.intersection(map(id, orphans[id(one)]))]
+    for conductor in known:
         conductor.adopt()
+    return known
 
 
 def fetcher(record: ExperimentRecord, task: TaskRecord, rank: int | None) -> Callable[[], None]:

@@ -62,6 +62,7 @@ def slurm_lab_alone(slurm_lab: SlurmLab, slurm_turn: None) -> Iterator[SlurmLab]
     """The Slurm lab while no other test uses it, to break things in; they are mended after."""
     yield slurm_lab
     slurm_lab.up()
+    slurm_lab.reboot_if_forgotten()
 
 
 @pytest.fixture(autouse=True)

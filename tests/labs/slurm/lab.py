@@ -79,6 +79,7 @@ class SlurmLab:
             "MYSQL_UNIX_PORT": str(self.run / "mysql" / "socket"),  # where libmariadb looks for "localhost"
         }
         self.python = "/usr/bin/python3"
+        self.forgot = False
         self._trainer = self.folder / "trainer"
         self._packages = self.folder / "packages"  # empty; a node sees there what the tests run with
 
@@ -159,6 +160,15 @@ class SlurmLab:
         subprocess.run(["ip", "link", "del", settings.BRIDGE], check=False, capture_output=True)
         shutil.rmtree(self.run)
 
+    def reboot_if_forgotten(self) -> None:
+        """End jobs that slurmctld has forgotten: their ids are used again, and a node ends both that have the same."""
+        if self.forgot:
+            for node in range(1, settings.NODES + 1):
+                self.off(node)
+                self.on(node)
+            self.wait_until_idle()
+            self.forgot = False
+
     def wait_until_idle(self, seconds: float = 60) -> None:
         """Until every node takes jobs; those that a fault took out of service are put back."""
 
@@ -185,6 +195,7 @@ class SlurmLab:
 
     def kill(self, name: str) -> None:
         """End a daemon as a crash would. slurmctld forgets what it has not saved, some 5 s."""
+        self.forgot = self.forgot or name == "slurmctld"
         self.sshd.kill() if name == "sshd" else self.daemons.kill(name)
 
     def stop(self, name: str) -> None:
