@@ -95,9 +95,12 @@ class Task:
             own = os.path.normpath(self.launched_from / os.path.expanduser(self.script.path))
             file = moved(own)
             if copy is not None and file == own:
+                otherwise = "Packager() to run everything where it lies"
+                if ours is not None:  # nothing lies there
+                    otherwise = "PatternPackager(...) to send what you name"
                 raise ExecutorError(
                     f"task {self.name!r} runs {own}, which is not in the package of its code",
-                    hint="git add it, or packager=run.Packager() to run everything where it lies",
+                    hint=f"git add it, or packager=run.{otherwise}",
                 )
         return {**spec, "folder": here, "argv": self.script.command(python, file)}
 
@@ -323,7 +326,9 @@ class Executor(Strict, ABC):
         for count, least in (("nodes", 1), ("ntasks_per_node", 1), ("retries", 0)):
             value = getattr(self, count)
             if type(value) is not int or value < least:
-                raise ExecutorError(f"{name}.{count} is {value!r}; it must be an int of {least} or more")
+                raise ExecutorError(
+                    f"{name}.{count} is {value!r}; it must be an int of {least} or more", where=self.where(count)
+                )
         if type(self.step_timeout) not in (int, float) or not 0 <= self.step_timeout < math.inf:
             raise ExecutorError(f"{name}.step_timeout is {self.step_timeout!r}; it is a number of minutes, 0 for none")
         Executor.architecture(self)

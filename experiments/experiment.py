@@ -8,6 +8,7 @@ with run.Experiment("gemma3-sft") as experiment:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -284,7 +285,6 @@ class Experiment:
             ]
         record = self._prepare(plans, sequential=sequential, tail_logs=tail_logs, detach=detach)
         self._has_run = True
-        self._say(f"experiment {self.id}: {record.folder}")
         jobs = [
             Job(task, plan, added.executor) for task, plan, added in zip(record.tasks, plans, self._added, strict=True)
         ]
@@ -301,10 +301,12 @@ class Experiment:
             monitor = Monitor(progress, tail=tail, quiet=LEVELS.index(self.log_level) > LEVELS.index("INFO"))
             conductor = Conductor(jobs, sequential=sequential, monitor=monitor)
             with only_conductor(record.folder):
-                if detach:
-                    conductor.submit_all()
-                else:
-                    conductor.run()
+                try:
+                    conductor.submit_all() if detach else conductor.run()
+                except KeyboardInterrupt:
+                    with contextlib.suppress(OSError):  # the terminal may be what was closed
+                        self._say(f"experiment {self.id}: {record.status.value}")
+                    raise
         if detach:
             self._say(f"experiment {self.id}: detached; gemma-launch experiment status {self.id}")
             return []
@@ -338,6 +340,7 @@ class Experiment:
         ]
         record = self._store.create(self.id, self.title, tasks, sequential=sequential)
         prepared: list[tuple[Executor, Plan]] = []
+        notes: list[str] = []
         try:
             for added, plan, task in zip(self._added, plans, record.tasks, strict=True):
                 (task.folder / "task.yaml").write_text(added.yaml, encoding="utf-8")
@@ -351,8 +354,7 @@ class Experiment:
                 places.setdefault(added.executor.place, []).append((added.executor, plan))
             for found in places.values():
                 prepared += found
-                for line in found[0][0].prepare([plan for _, plan in found]):
-                    self._say(line)
+                notes += found[0][0].prepare([plan for _, plan in found])
             for task in record.tasks:
                 task.append("queued")
         except BaseException as error:
@@ -362,6 +364,8 @@ class Experiment:
             if isinstance(error, OSError):
                 raise StoreError(f"the experiment's folder cannot be written: {error}") from error
             raise
+        for line in [f"experiment {self.id}: {record.folder}", *notes]:
+            self._say(line)
         return record
 
     def _give_up(self, record: ExperimentRecord, plans: list[Plan], error: BaseException) -> None:

@@ -8,6 +8,7 @@ import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from executors.archive import archive, own_package
 from executors.base import Plan
@@ -47,7 +48,10 @@ def deliver(tunnel: Tunnel, plans: Sequence[Plan]) -> list[str]:
     for plan in plans:
         answer = survey.answers[asked[plan.name]]
         if answer.objection:
-            raise ExecutorError(f"task {plan.name!r}: Slurm on {tunnel.name} would not run it: {answer.objection}")
+            raise ExecutorError(
+                f"task {plan.name!r}: Slurm on {tunnel.name} would not run it: {answer.objection}",
+                hint=_advice(answer.objection),
+            )
         if answer.start is not None:
             notes.append(f"task {plan.name!r}: {tunnel.name} could start it {_when(answer.start)}")
     submission.upload(tunnel, {digest: archive(packages[digest]) for digest in survey.missing})
@@ -72,6 +76,10 @@ def _files(experiment: Path, plans: Sequence[Plan]) -> bytes:
     """The experiment's description and its jobs' files, as a tar archive. Secrets are in it, and never on this disk."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+def _advice(objection: str) -> str | None:
+    return next((advice for word, advice in ADVICE.items() if word in objection.lower()), None)
+
+
 
         def add(name: str, data: bytes) -> None:
             entry = tarfile.TarInfo(name)
