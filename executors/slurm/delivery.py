@@ -21,6 +21,16 @@ from launcher.worker import JobFiles
 PRIVATE = {"environment.sh", JobFiles("").secrets.name}
 """Nobody but their owner may read these."""
 
+ADVICE: Final = {
+    "account": "account='...': `sacctmgr show assoc user=$USER` there shows yours",
+    "qos": "qos='...': `sacctmgr show assoc user=$USER format=account,qos` there shows yours",
+    "feature": "constraint='...': `sinfo -o '%N %f'` there shows what nodes are called",
+    "gres": "gres='...': `sinfo -o '%N %G'` there shows what nodes have",
+    "time": "time='...' for less: `sinfo -s` there shows what each partition allows",
+    "node": "fewer nodes, or less of each: `sinfo -Nl` there shows what a node has, `sinfo -s` what partitions do",
+    "partition": "partition='...': `sinfo -s` there shows all of them",
+}
+"""What to look at, by what the scheduler objects to; the first that fits."""
 
 def write_here(plans: Sequence[Plan]) -> None:
     """What may be seen of the jobs' files, in the folders that mirror theirs."""
@@ -66,6 +76,10 @@ def _asked(plan: Plan) -> str:
     return "".join(line for line in lines if line.startswith("#SBATCH") and not line.startswith("#SBATCH --job-name"))
 
 
+def _advice(objection: str) -> str | None:
+    return next((advice for word, advice in ADVICE.items() if word in objection.lower()), None)
+
+
 def _when(start: float) -> str:
     if start <= time.time() + 60:
         return "now"
@@ -76,10 +90,6 @@ def _files(experiment: Path, plans: Sequence[Plan]) -> bytes:
     """The experiment's description and its jobs' files, as a tar archive. Secrets are in it, and never on this disk."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
-def _advice(objection: str) -> str | None:
-    return next((advice for word, advice in ADVICE.items() if word in objection.lower()), None)
-
-
 
         def add(name: str, data: bytes) -> None:
             entry = tarfile.TarInfo(name)
