@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -16,7 +17,7 @@ from executors.slurm import options
 from executors.slurm.options import check_choice, check_count, check_text, check_texts, refuse
 from executors.slurm.script import Raw, environment, render
 from executors.tunnel import Tunnel
-from launcher.errors import nearest
+from launcher.errors import TunnelError, nearest
 from launcher.worker import JobFiles
 
 if TYPE_CHECKING:
@@ -222,6 +223,8 @@ class SlurmExecutor(Executor):
         job = f"{task.folder.name}.{task.experiment}"
         env = {**env, "LOCAL_WORLD_SIZE": str(self.ntasks_per_node)}
         files = {
+        if self.container_workdir is not None:  # srun starts the worker there, and the worker the task
+            spec["folder"] = self.container_workdir
             "task.json": json.dumps(spec, indent=1) + "\n",
             "job.sh": self._script(task, job, remote, str(ours / "launcher" / "worker.py"), env),
             "environment.sh": environment(env),
@@ -361,7 +364,9 @@ class SlurmExecutor(Executor):
     def clean(self, plan: Plan) -> None:
         """A job takes its secrets away itself, or the watch does; here they are those of one never submitted."""
         if plan.secrets and not self._watch().knows(plan):
-            self.end_strays(plan)
+            # A cluster that is out of reach got nothing, or keeps them until `cancel`, for their owner's eyes alone.
+            with contextlib.suppress(TunnelError):
+                self.end_strays(plan)
 
     def end_strays(self, plan: Plan) -> None:
         from executors.slurm import submission
