@@ -81,7 +81,6 @@ class SlurmExecutor(Executor):
     tunnel: Tunnel | None = None
     python: str = "python3"
 
-    outlives: ClassVar[bool] = True
     elsewhere: ClassVar[bool] = True
     retries_itself: ClassVar[bool] = True
 
@@ -220,11 +219,11 @@ class SlurmExecutor(Executor):
         copy = None if task.package is None else remote.parent / task.copy
         ours = top / "packages" / own_package().digest
         spec = task.spec(folder=remote, copy=copy, python=self.python, ours=ours)
+        if self.container_workdir is not None:  # srun starts the worker there, and the worker the task
+            spec["folder"] = self.container_workdir
         job = f"{task.folder.name}.{task.experiment}"
         env = {**env, "LOCAL_WORLD_SIZE": str(self.ntasks_per_node)}
         files = {
-        if self.container_workdir is not None:  # srun starts the worker there, and the worker the task
-            spec["folder"] = self.container_workdir
             "task.json": json.dumps(spec, indent=1) + "\n",
             "job.sh": self._script(task, job, remote, str(ours / "launcher" / "worker.py"), env),
             "environment.sh": environment(env),

@@ -165,7 +165,7 @@ def test_a_task_in_a_container(jobs: dict[str, SlurmJob]) -> None:
     job = jobs["container"]
     assert job.end() == ["0", "exit"]
     said = job.read("rank_0.out")
-    assert said.startswith("/tmp\n")  # container_workdir
+    assert said.startswith("/tmp\n")  # noqa: S108  # container_workdir
     assert "in_the_image\n" in said
     assert "/here:\nfound\n" in said
     assert said.endswith("a 'b' $(id)\n")
