@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -111,6 +112,20 @@ class StoppingData(UnevenData):
 
 
 @dataclass(kw_only=True)
+class HeldData(UnevenData):
+    """In the job's first start, step `held` is not taken before the job is asked to stop; for ever, if it is not."""
+
+    held: int
+
+    def train_batches(self, *, start_step: int, dp_rank: int, dp_size: int, seed: int) -> Iterator[list[Batch]]:
+        batches = super().train_batches(start_step=start_step, dp_rank=dp_rank, dp_size=dp_size, seed=seed)
+        for step, batch in enumerate(batches, start_step + 1):
+            while step == self.held and os.environ[RESTART] == "0" and not JobFiles(os.environ[JOB_DIR]).stop.exists():
+                time.sleep(0.05)
+            yield batch
+
+
+@dataclass(kw_only=True)
 class SlowData(UnevenData):
     """Seconds that the data of a step, on one of the ranks, and a batch of validation take."""
 
@@ -168,6 +183,18 @@ def recipe(
         ),
         peft=peft,
     )
+
+
+def together(tasks: list[Any]) -> dict[str, Any]:
+    """What a job of several processes is to show: where its ranks are, their sum, and what each task comes to."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    total, places = torch.tensor(float(dist.get_rank())), [""] * dist.get_world_size()
+    dist.all_reduce(total)
+    dist.all_gather_object(places, f"{socket.gethostname()}:{os.environ['LOCAL_RANK']}")
+    return {"sum": total.item(), "places": places, "steps": [task()["step"] for task in tasks]}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
