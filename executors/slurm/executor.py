@@ -81,6 +81,7 @@ class SlurmExecutor(Executor):
     tunnel: Tunnel | None = None
     python: str = "python3"
 
+    outlives: ClassVar[bool] = True
     elsewhere: ClassVar[bool] = True
     retries_itself: ClassVar[bool] = True
 
