@@ -246,8 +246,9 @@ class Watch:
         if state.failure is not None and hung and handle.plan.ranks <= MANY:
             self._look([handle], COLLECTIVES)  # which say who kept the others waiting
             state = state_of(view, handle.plan, needs_failed=False)
-        if state.status.final and view.ended is None:
-            submission.cancel(self._tunnel, [handle.job])  # its script had no time to take its secrets away
+        if state.status.final and (view.ended is None or view.elements):
+            # Its script had no time to take its secrets away; that of an array's element leaves them to the others.
+            submission.cancel(self._tunnel, [handle.job])
         handle.set(state)
 
     def _needs_failed(self, handle: SlurmJob) -> bool:

@@ -97,3 +97,13 @@ def test_a_ctrl_c_says_how_it_ended(slurm_lab: SlurmLab, launcher_home: Path) ->
     said = launcher.communicate(timeout=60)[0]
     assert f"experiment {only().id}: cancelled\n" in said
     assert str(Path(on_cluster.__file__)) in said  # the traceback is Python's own
+
+
+def test_nothing_secret_is_left_of_an_array(slurm_lab: SlurmLab) -> None:
+    executor = cluster(slurm_lab, array="0-2", env_vars={"HF_TOKEN": "hf_secret"})
+    with run.Experiment("array") as experiment:
+        experiment.add(run.Script(inline='echo "$SLURM_ARRAY_TASK_ID ${#HF_TOKEN}"'), executor=executor, name="each")
+        experiment.run(progress=False)
+    there = Path(slurm_lab.job_dir, "experiments", experiment.id)
+    assert sorted(path.read_text() for path in there.glob("each/array_*/rank_0.out")) == ["0 9\n", "1 9\n", "2 9\n"]
+    assert not [path for name in ("secrets.json", "environment.sh") for path in there.rglob(name)]
