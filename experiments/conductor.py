@@ -109,7 +109,8 @@ class Conductor:
                     if len(signals) > handled:
                         handled = len(signals)
                         meant = signal.SIGINT in signals
-                        self._stop([unit for unit in self._units if meant or not unit.outlives], now=handled > 1)
+                        asked = [unit for unit in self._units if meant or unit.waiting or not unit.outlives]
+                        self._stop(asked, now=handled > 1)
                     enough = until is not None and all(
                         job.status.final or job.record.name not in until for job in self._jobs
                     )
@@ -132,14 +133,15 @@ class Conductor:
     def submit_all(self) -> None:
         """Submit every task to its place, which looks after them from then on; returns when it has them all.
 
-        A Ctrl-C ends what was submitted, and raises KeyboardInterrupt.
+        A Ctrl-C or its like ends what was submitted, and raises KeyboardInterrupt when it has ended.
         """
         with collected(self.wake) as signals, self._monitor:
             self._start_what_can()
-            while any(job.handle is not None and not job.accepted for job in self._jobs):
-                if signals:
+            stopped = False
+            while any(job.handle is not None and (stopped or not job.accepted) for job in self._jobs):
+                if signals and not stopped:
+                    stopped = True
                     self._stop(self._units)
-                    break
                 self._sleep()
                 self._poll(self._units)
         if signals:
@@ -175,7 +177,7 @@ class Conductor:
 
     def _all_left(self) -> bool:
         """Whether what has not ended goes on without us."""
-        return all(job.status.final or (job.executor.outlives and job.handle is not None) for job in self._jobs)
+        return all(job.status.final or (job.executor.outlives and job.accepted) for job in self._jobs)
 
     def _sleep(self) -> None:
         with contextlib.suppress(queue.Empty):

@@ -154,12 +154,18 @@ def printable(text: str) -> str:
     return re.sub(r"[^\x20-\U0010ffff]|[\x7f-\x9f\u2028\u2029\u202a-\u202e]", lambda found: ascii(found[0])[1:-1], text)
 
 
-def show_logs(task: TaskRecord, rank: int | None, *, follow: bool, fetch: Callable[[], None] = lambda: None) -> None:
-    """Print a task's logs, each line after the name of its file. `fetch` brings them here, if they lie elsewhere."""
+def show_logs(
+    task: TaskRecord, rank: int | None, *, follow: bool, fetch: Callable[[bool], None] = lambda last: None
+) -> None:
+    """Print a task's logs, each line after the name of its file.
+
+    fetch: brings them here, if they lie elsewhere, and how the task stands; all that is left, when told that it ended.
+    """
     tail = LogTail(task.files, rank)
     while True:
-        fetch()
-        ended = task.status.final
+        fetch(False)
+        if ended := task.status.final:
+            fetch(True)
         for label, line in tail.new(final=ended or not follow):
             print(f"{label}| {line}", flush=follow)
         if ended or not follow:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from executors.base import Plan, Status
@@ -19,6 +20,7 @@ from launcher.errors import LaunchError
 from launcher.worker import Reader
 
 LOCK = "conductor.lock"
+FETCH_INTERVAL = 1.0  # seconds between two questions to a place for what is new of a log
 
 
 @contextlib.contextmanager
@@ -116,18 +118,23 @@ def _attach(conductors: Sequence[Conductor], warn: Callable[[Sequence[str]], Non
     return known
 
 
-def fetcher(record: ExperimentRecord, task: TaskRecord, rank: int | None) -> Callable[[], None]:
-    """What brings a task's logs here, and how it stands; nothing where both are here anyway."""
+def fetcher(record: ExperimentRecord, task: TaskRecord, rank: int | None) -> Callable[[bool], None]:
+    """For `show_logs`: nothing where all is here anyway."""
     try:
         job = job_of(task)
     except (LaunchError, OSError, ValueError, KeyError):
-        return lambda: None
+        return lambda last: None
     if not job.executor.outlives:
-        return lambda: None
+        return lambda last: None
+    fetched = -FETCH_INTERVAL
 
-    def fetch() -> None:
-        job.executor.fetch([job.plan], rank=rank)
-        look_after([record], lambda texts: None)
+    def fetch(last: bool) -> None:
+        nonlocal fetched
+        if last or time.monotonic() - fetched >= FETCH_INTERVAL:
+            fetched = time.monotonic()
+            job.executor.fetch([job.plan], rank=rank)
+            if not last:
+                look_after([record], lambda texts: None)
 
     return fetch
 

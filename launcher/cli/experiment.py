@@ -125,7 +125,7 @@ def logs(experiment: str, rank: int | None, task: str | None, follow: bool) -> N
     found = record.task(task)
     fetch = fetcher(record, found, rank)
     if rank is not None and not follow:
-        fetch()
+        fetch(False)
         rank_logs(found.files, rank)  # a rank that is not there is an error
     show_logs(found, rank, follow=follow, fetch=fetch)
 
