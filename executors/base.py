@@ -286,12 +286,15 @@ class Executor(Strict, ABC):
     step_timeout: float = 30.0
     gpu: str | None = None
 
-    outlives: ClassVar[bool] = False
-    """Whether its jobs go on when their launcher has ended, and are found again (`attach`)."""
     elsewhere: ClassVar[bool] = False
     """Whether nothing of this machine is there but what travels."""
     retries_itself: ClassVar[bool] = False
     """Whether the place runs a failed job again, without a launcher."""
+
+    @property
+    def outlives(self) -> bool:
+        """Whether its jobs go on when their launcher has ended, and are found again (`attach`)."""
+        return False
 
     @property
     def ranks(self) -> int:

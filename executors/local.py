@@ -15,9 +15,9 @@ from typing import Literal
 
 from executors.architecture import Architecture, local_architecture
 from executors.base import Executor, Handle, JobState, Plan, Process, Task
+from executors.files import bring_here
 from executors.machine import MACHINE, VISIBLE, gpus
 from executors.processes import Processes, end_strays
-from executors.secrets import write_private
 from launcher import worker
 from launcher.errors import ExecutorError
 from launcher.worker import JobFiles
@@ -136,14 +136,7 @@ class LocalExecutor(Executor):
             yield Process(argv=(*run, "--then", *agent, *meeting, WORKER, task_file), env=env)
 
     def prepare(self, plans: Sequence[Plan]) -> list[str]:
-        for plan in plans:
-            files = JobFiles(plan.folder)
-            for name, text in plan.files.items():
-                (plan.folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
-            if plan.secrets:
-                write_private(files.secrets, json.dumps(plan.secrets))
-            if plan.package is not None and plan.copy is not None and not plan.copy.exists():
-                plan.package.copy_to(plan.copy)
+        bring_here(plans)
         return []
 
     def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:

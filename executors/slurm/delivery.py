@@ -12,6 +12,7 @@ from typing import Final
 
 from executors.archive import archive, own_package
 from executors.base import Plan
+from executors.files import write_files
 from executors.package import Package
 from executors.slurm import submission
 from executors.tunnel import Tunnel
@@ -20,7 +21,6 @@ from launcher.worker import JobFiles
 
 PRIVATE = {"environment.sh", JobFiles("").secrets.name}
 """Nobody but their owner may read these."""
-
 ADVICE: Final = {
     "account": "account='...': `sacctmgr show assoc user=$USER` there shows yours",
     "qos": "qos='...': `sacctmgr show assoc user=$USER format=account,qos` there shows yours",
@@ -32,11 +32,11 @@ ADVICE: Final = {
 }
 """What to look at, by what the scheduler objects to; the first that fits."""
 
+
 def write_here(plans: Sequence[Plan]) -> None:
     """What may be seen of the jobs' files, in the folders that mirror theirs."""
     for plan in plans:
-        for name, text in plan.files.items():
-            (plan.folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+        write_files(plan)
 
 
 def deliver(tunnel: Tunnel, plans: Sequence[Plan]) -> list[str]:

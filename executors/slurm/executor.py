@@ -81,9 +81,12 @@ class SlurmExecutor(Executor):
     tunnel: Tunnel | None = None
     python: str = "python3"
 
-    outlives: ClassVar[bool] = True
     elsewhere: ClassVar[bool] = True
     retries_itself: ClassVar[bool] = True
+
+    @property
+    def outlives(self) -> bool:
+        return True
 
     @property
     def place(self) -> Hashable:
