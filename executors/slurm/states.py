@@ -57,7 +57,7 @@ def describe(view: View, folder: Path) -> str:
     """A line for a person: "job 12: pending, waits for nodes, starts about 14:20", "job 12 on node[1-2]"."""
     if view.state in WAITING:
         parts = [f"job {view.job_id}: pending", REASONS.get(view.reason, view.reason)]
-        if view.restarts and (why := _last_requeue(folder)):
+        if why := _last_requeue(folder):
             parts.insert(1, f"after {why}")
         if view.start is not None and view.start > time.time():
             parts.append(f"starts about {_clock(view.start)}")
@@ -92,6 +92,8 @@ def state_of(view: View, plan: Plan, *, needs_failed: bool) -> JobState:
     needs_failed: a job that it was to wait for did not succeed.
     """
     attempt = view.restarts + 1
+    if view.state in WAITING and view.started:
+        attempt += 1  # the next one, already
     if not is_final(view):
         status = Status.QUEUED if view.state in WAITING else Status.RUNNING
         return JobState(status=status, detail=describe(view, plan.folder), attempt=attempt)
@@ -108,7 +110,8 @@ def state_of(view: View, plan: Plan, *, needs_failed: bool) -> JobState:
 def _failure(view: View, plan: Plan) -> Failure:
     """The rank that failed first, and what Slurm and the job's script say besides."""
     said = "" if view.ended is None else view.ended[1]
-    ended = "" if said in ("", "exit", "cancelled") else f"; {said}"
+    # Slurm's own line in it says no more than its state does.
+    ended = "" if said in ("", "exit", "cancelled") or "CANCELLED AT" in said else f"; {said}"
     if view.state in WORDS:
         where = f" on {view.nodes}" if view.nodes else ""
         advice = f"\n  try: {ADVICE[view.state]}" if view.state in ADVICE else ""
