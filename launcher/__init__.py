@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from executors.packaging import Packager as Packager
     from executors.packaging import PatternPackager as PatternPackager
     from executors.slurm.executor import SlurmExecutor as SlurmExecutor
+    from executors.submitit.executor import SubmititExecutor as SubmititExecutor
     from executors.tunnel import LocalTunnel as LocalTunnel
     from executors.tunnel import SSHTunnel as SSHTunnel
     from experiments.experiment import Experiment as Experiment
@@ -39,6 +40,7 @@ else:
         "autoconvert": "launcher.autoconvert",
         "LocalExecutor": "executors.local",
         "SlurmExecutor": "executors.slurm.executor",
+        "SubmititExecutor": "executors.submitit.executor",
         "LocalTunnel": "executors.tunnel",
         "SSHTunnel": "executors.tunnel",
         "Packager": "executors.packaging",
