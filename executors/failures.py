@@ -25,6 +25,7 @@ TAIL_BYTES = 2**18  # what is read of a log, which may be larger than the memory
 TORCHRUN_FAILURE = re.compile(r"rank\s*: (\d+) \(local_rank.*?exitcode\s*: (-?\d+) ", re.DOTALL)
 TORCHRUN_ROOT_CAUSE = re.compile(r"Root Cause.*?\n.*?" + TORCHRUN_FAILURE.pattern, re.DOTALL)
 SRUN = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.+)$", re.MULTILINE)
+NODE_FAILURE = re.compile(r"^srun: error: Node failure on (\S+)$", re.MULTILINE)
 SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
 
 
@@ -89,9 +90,7 @@ def job_failure(files: JobFiles, status: int, *, torchrun: bool | None = None) -
 
     torchrun: srun's tasks are its agents, and not the ranks. None: if it says so.
     """
-    log, heard = _end_of(files.launch_log), _heard(files)
-    if starts := _end_of(files.folder / "started").splitlines():
-        log = log.rpartition(starts[-1])[2]  # above is what was said of earlier starts, which failed otherwise
+    log, heard = _last_start(files), _heard(files)
     if torchrun is None:
         torchrun = "torch.distributed.elastic" in log
     said = [(node, _ranks(tasks), _describe_words(words)) for node, tasks, words in SRUN.findall(log)]
@@ -107,6 +106,18 @@ def job_failure(files: JobFiles, status: int, *, torchrun: bool | None = None) -
         return min(found, key=lambda item: item[0])[1]
     cause = f"torchrun {said[0][2]} on {said[0][0]}" if said else f"the job {describe_exit(status)}"
     return Failure(rank=None, cause=cause, traceback=tail(files.launch_log))
+
+
+def failed_nodes(files: JobFiles) -> list[str]:
+    """Those that srun says have failed."""
+    return NODE_FAILURE.findall(_last_start(files))
+
+
+def _last_start(files: JobFiles) -> str:
+    """What launch.log has of it; above it is what was said of earlier ones, which failed otherwise."""
+    log = _end_of(files.launch_log)
+    starts = _end_of(files.folder / "started").splitlines()
+    return log.rpartition(starts[-1])[2] if starts else log
 
 
 def _told(files: JobFiles) -> list[tuple[float, Failure]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from executors.base import Failure, JobState, Plan, Status
-from executors.failures import job_failure
+from executors.failures import failed_nodes, job_failure
 from executors.slurm.queue import View
 from launcher.worker import JobFiles
 
@@ -114,8 +114,10 @@ def _failure(view: View, plan: Plan) -> Failure:
     ended = "" if said in ("", "exit", "cancelled") or "CANCELLED AT" in said else f"; {said}"
     if view.state in WORDS:
         where = f" on {view.nodes}" if view.nodes else ""
+        nodes = failed_nodes(JobFiles(plan.folder)) if view.state == "NODE_FAIL" else []
+        words = f"{', '.join(nodes)} failed" if nodes else WORDS[view.state]
         advice = f"\n  try: {ADVICE[view.state]}" if view.state in ADVICE else ""
-        return Failure(rank=None, cause=f"job {view.job_id}{where}: {WORDS[view.state]} ({view.state}){ended}{advice}")
+        return Failure(rank=None, cause=f"job {view.job_id}{where}: {words} ({view.state}){ended}{advice}")
     broken = [index for index, state in sorted(view.elements.items()) if state not in {"COMPLETED", *WAITING, *RUNNING}]
     files = JobFiles(plan.folder / f"array_{broken[0]}" if broken else plan.folder)
     found = job_failure(files, view.exit_code or (128 + view.signal if view.signal else 1))
