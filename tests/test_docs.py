@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.labs.slurm.lab import SlurmLab
+from tests.walk import Reader
+
 DOCS = Path(__file__).parent.parent / "docs"
 SCRIPTS = {
     f"{path.stem}-{number}": script
     for path in sorted(DOCS.glob("*.md"))
+    if path.stem != "slurm"  # whose scripts belong together
     for number, script in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL), 1)
     if "__main__" in script
 }
@@ -52,3 +56,10 @@ def test_an_example_runs_and_says_what_it_should(name: str, tmp_path: Path) -> N
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith(LAST_WORDS[name].strip())
+
+
+def test_slurm_for_a_reader_of_its_guide(slurm_lab: SlurmLab, launcher_home: Path, tmp_path: Path) -> None:
+    page = (DOCS / "slurm.md").read_text(encoding="utf-8")
+    folder = tmp_path / "project"
+    folder.mkdir()
+    assert Reader(folder, launcher_home, slurm_lab).walk(page) == page.count("\n    $ ") == 15

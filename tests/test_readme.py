@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+from tests.labs.slurm.lab import SlurmLab
+from tests.walk import Reader
+
+README, SLURM, REST = re.split(
+    r"^(### On a Slurm cluster$.*?)(?=^#)",
+    (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"),
+    flags=re.DOTALL | re.MULTILINE,
+)
+README += REST
 SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -42,6 +50,17 @@ def test_the_launch_script_and_the_commands_after_it(tmp_path: Path) -> None:
     assert experiment in listing
     assert "succeeded" in status
     assert "step 20" in logs
+
+
+def test_the_launch_script_on_a_cluster(slurm_lab: SlurmLab, launcher_home: Path, tmp_path: Path) -> None:
+    [executor] = re.findall(r"```python\n(.*?)```", SLURM, re.DOTALL)
+    script = re.sub(r"^    executor = .*\n", lambda line: executor, SCRIPTS[0], flags=re.MULTILINE)
+    assert executor in script
+    folder = tmp_path / "project"
+    folder.mkdir()
+    reader = Reader(folder, launcher_home, slurm_lab)
+    reader.write("pretrain.py", script)
+    assert reader.walk(SLURM) == 3
 
 
 @pytest.mark.parametrize("command", re.findall(r"^    \$ gemma-launch ((?!experiment).*)", README, re.MULTILINE))

@@ -1,0 +1,117 @@
+"""A page of the guides, walked through as its reader would: its scripts are written, its commands run, in their order.
+
+A block of Python that begins with `# name.py` is that file, tracked by git. An indented line that begins with `$` is a
+command; the lines below it are what it prints, where `...` stands for any lines. What differs from run to run (ids,
+times, nodes) is made the same on both sides before they are compared.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.labs.slurm.lab import SlurmLab
+
+HOST = "login.cluster.example"
+CHANGING = (
+    (r"-\d{8}-\d{6}-[0-9a-f]{6}", "-ID"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "WHEN"),
+    (r"(could start it|starts) (now|about \S+)", r"\1 WHEN"),
+    (r"\b(job|StepId=) ?\d+", r"\1 N"),
+    (r"(node\d+|node\[[\d,-]+\])", "NODE"),
+    (r"[0-9a-f]{64}", "DIGEST"),
+    (r"commit [0-9a-f]{12}", "commit C"),
+    (r"\d+ 0 \d{10} ", "N 0 TIME "),
+    (r"\d+ files of", "N files of"),
+    (r"(loss|val) \d+\.\d+", r"\1 X"),
+    (r"[\d,]+ tokens/s", "N tokens/s"),
+    (r" {2,}", "  "),
+)
+# There or not, as the queue has it: a short job may have ended before anybody looked.
+PASSING = re.compile(r"^task '[^']+': job N(: pending.*| on NODE)\n", re.MULTILINE)
+
+
+class Reader:
+    """Somebody with a laptop, an account on the lab, and a git repository in `folder`."""
+
+    def __init__(self, folder: Path, home: Path, lab: SlurmLab) -> None:
+        self.folder = folder
+        self._means = {
+            "/home/alice/jobs": lab.job_dir,
+            "/opt/train/bin/python": lab.trainer,
+            "/home/ada/.gemma-launcher": str(home),
+            "/home/ada/project": str(folder),
+        }
+        programs = folder.parent / "programs"
+        programs.mkdir()
+        config = lab.sshd.ssh_config()
+        Path(config).write_text(Path(config).read_text().replace("Host lab", f"Host lab {HOST}"))
+        ssh = programs / "ssh"  # whose ~/.ssh/config it is
+        ssh.write_text(f'#!/bin/sh\nexec {shlex.join(["/usr/bin/ssh", "-F", config])} "$@"\n')
+        ssh.chmod(0o755)
+        path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+        self._environment = {**os.environ, "PATH": path, "GEMMA_LAUNCHER_HOME": str(home), "COLUMNS": "100"}
+        self._git("init", "-q")
+
+    def walk(self, page: str) -> int:
+        """Returns how many commands there were."""
+        count = 0
+        for part in re.split(r"(^```python\n.*?^```\n)", page, flags=re.DOTALL | re.MULTILINE):
+            if found := re.match(r"```python\n# (\w+\.py)\n(.*)```", part, re.DOTALL):
+                self.write(found[1], found[2])
+            elif not part.startswith("```"):
+                for command, expected in _commands(part):
+                    count += 1
+                    self.run(command, expected)
+        return count
+
+    def write(self, name: str, script: str) -> None:
+        (self.folder / name).write_text(self._real(script))
+        self._git("add", name)
+        self._git("-c", "user.name=Ada", "-c", "user.email=ada@example.com", "commit", "-qm", "as in the guide")
+
+    def run(self, command: str, expected: str) -> None:
+        done = subprocess.run(
+            shlex.split(self._real(command)),
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        said = self._same(done.stdout)
+        pattern = "".join(
+            r"(.*\n)*?" if line.strip() == "..." else re.escape(line) for line in self._same(expected).splitlines(True)
+        )
+        assert re.fullmatch(pattern, said), f"$ {command}\n{done.stdout}\n--- and not\n{expected}"
+
+    def _git(self, *arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=self.folder, check=True, capture_output=True)
+
+    def _real(self, text: str) -> str:
+        for written, meant in self._means.items():
+            text = text.replace(written, meant)
+        return text
+
+    def _same(self, text: str) -> str:
+        for written, meant in sorted(self._means.items(), key=lambda item: -len(item[1])):
+            text = text.replace(meant, written)
+        for pattern, replacement in CHANGING:
+            text = re.sub(pattern, replacement, text)
+        return PASSING.sub("", text.rstrip("\n") + "\n") if text.strip() else ""
+
+
+def _commands(text: str) -> Iterator[tuple[str, str]]:
+    """Each command and what is said below it."""
+    for block in re.findall(r"(?:^(?: {4}.*)?\n)+", text, re.MULTILINE):
+        for found in re.finditer(r"^    \$ ((?:.*\\\n)*.*)\n((?:(?!    \$ ).*\n)*)", block, re.MULTILINE):
+            said = re.sub(r"^ {4}", "", found[2], flags=re.MULTILINE)
+            yield found[1].replace("\\\n", ""), said
