@@ -16,7 +16,7 @@ from executors.slurm.queue import View
 from executors.slurm.states import WORDS, state_of
 from executors.slurm.submission import Job
 from executors.slurm.watch import LOST_AFTER, SlurmJob, Watch
-from executors.submitit.ending import failure_of, last_words
+from executors.submitit.ending import failure_of, with_last_words
 from executors.tunnel import PATIENCE, LocalTunnel
 from launcher.errors import TunnelError
 
@@ -96,14 +96,14 @@ class SubmititWatch(Watch):
                 failure = replace(failure, cause=f"{cause}\n  try: {advice}" if advice else cause)
             else:
                 failure = failure_of(handle.plan) or failure
-            state = replace(state, failure=replace(failure, traceback=failure.traceback or last_words(handle.plan)))
+            state = replace(state, failure=with_last_words(handle.plan, failure))
         handle.set(state)
 
     def _missing(self, handle: SlurmJob) -> None:
         handle.missed = handle.missed or time.monotonic()
         if time.monotonic() - handle.missed >= LOST_AFTER:
             cause = f"job {handle.id}: the scheduler does not know it any more"
-            failure = Failure(rank=None, cause=cause, traceback=last_words(handle.plan))
+            failure = with_last_words(handle.plan, Failure(rank=None, cause=cause))
             status = Status.CANCELLED if handle.ending else Status.FAILED
             handle.set(JobState(status=status, failure=None if handle.ending else failure))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 from executors.base import Failure, Plan
 from executors.failures import Exit, first_failure, tail
-from executors.submitit.job import exit_file
+from executors.submitit.job import FOLDER, exit_file
 from launcher.worker import RESUME, JobFiles
 
 
@@ -31,8 +33,17 @@ def failure_of(plan: Plan) -> Failure | None:
     return first_failure(files, exits)
 
 
-def last_words(plan: Plan) -> str:
-    """What submitit wrote, where a job ended before its ranks said anything."""
+def with_last_words(plan: Plan, failure: Failure) -> Failure:
+    """The same, with what submitit wrote where that rank's worker, or any, never started."""
     files = JobFiles(plan.folder)
-    logs = sorted((plan.folder / "submitit").glob("*_log.err")) + sorted((plan.folder / "submitit").glob("*_log.out"))
-    return next((words for path in [*logs, files.launch_log] if (words := tail(path))), "")
+    ranks = range(plan.ranks) if failure.rank is None else [failure.rank]
+    if any(files.stderr(rank).exists() for rank in ranks):
+        return failure
+    logs = [path for rank in ranks for end in ("err", "out") for path in _logs(plan, f"*_{rank}_log.{end}")]
+    words = next((words for path in [*logs, files.launch_log] if (words := tail(path))), "")
+    return replace(failure, traceback=words or failure.traceback)
+
+
+def _logs(plan: Plan, pattern: str) -> list[Path]:
+    """The newest first: each attempt has its own."""
+    return sorted((plan.folder / FOLDER).glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)

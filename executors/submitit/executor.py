@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from executors.architecture import Architecture, local_architecture
 from executors.base import Executor, Handle, JobState, Plan, Process, Task
 from executors.files import bring_here
-from executors.submitit.job import SETTINGS, start
+from executors.submitit.job import FOLDER, SETTINGS, start
 from launcher import worker
 from launcher.errors import ExecutorError, nearest
 from launcher.worker import JobFiles
@@ -34,6 +35,9 @@ OURS = {
     "slurm_use_srun": None,
 }
 """Parameters of submitit's that have another home, and which."""
+WHERE = ("SLURM_CONF", "SLURM_JWT")
+"""Of Slurm's variables, those that say which cluster it is, and who asks."""
+PICKLE = "task.pkl"
 FOR_EVER = 60 * 24 * 365  # minutes; submitit's own limit on this machine is 2 of them
 
 
@@ -114,27 +118,34 @@ class SubmititExecutor(Executor):
         try:
             json.dumps(self.parameters)
             # Where it runs, submitit knows best what a value may be; it writes nothing here but for "local".
-            self._submitit(Path(os.devnull), "slurm" if self.cluster == "slurm" else "debug", self._asked(""))
+            where = "slurm" if self.cluster == "slurm" else "debug"
+            self._submitit(Path(os.devnull), where, self._asked(Path(os.devnull)))
         except (AssertionError, NameError, TypeError, ValueError) as error:
             raise self._refuse("parameters", f"{self.parameters!r}: {error}", None) from None
 
     def _refuse(self, name: str, what: str, hint: str | None) -> ExecutorError:
         return ExecutorError(f"SubmititExecutor.{name} is {what}", where=self.where(name), hint=hint)
 
-    def _asked(self, log: str) -> dict[str, Any]:
-        """What submitit is asked for, by its names. log: takes what Slurm says of the job."""
+    def _asked(self, folder: Path) -> dict[str, Any]:
+        """What submitit is asked for, by its names."""
         asked = {**self.parameters, "nodes": self.nodes, "tasks_per_node": self.ntasks_per_node}
         if self.cluster != "slurm":
             return {**asked, "timeout_min": self.timeout_min or FOR_EVER}
-        more = {"output": log, "error": log, **self.parameters.get("slurm_additional_parameters", {})}
-        # A rank that fails ends the others, which would wait for it.
-        words = ["--kill-on-bad-exit=1", *self.parameters.get("slurm_srun_args", [])]
+        log = str(JobFiles(folder).launch_log)  # takes what Slurm says of the job
+        # submitit names the pickle when it knows the id: a job whose launcher is killed before that does it by itself.
+        link = shlex.join(["ln", "-s", PICKLE, f"{folder / FOLDER}/"]) + '"$SLURM_JOB_ID"_submitted.pkl 2>/dev/null'
         return {
             "slurm_signal_delay_s": 120,
             **asked,
             "timeout_min": self.timeout_min,
-            "slurm_srun_args": words,
-            "slurm_additional_parameters": more,
+            "slurm_setup": [link, *self.parameters.get("slurm_setup", [])],
+            # A rank that fails ends the others, which would wait for it.
+            "slurm_srun_args": ["--kill-on-bad-exit=1", *self.parameters.get("slurm_srun_args", [])],
+            "slurm_additional_parameters": {
+                "output": log,
+                "error": log,
+                **self.parameters.get("slurm_additional_parameters", {}),
+            },
         }
 
     @staticmethod
@@ -157,7 +168,7 @@ class SubmititExecutor(Executor):
         env, secrets = self.environment(task)
         copy = None if task.package is None else task.folder.parent / task.copy
         own = JobFiles(task.folder)
-        asked = {"cluster": self.cluster, "parameters": self._asked(str(own.launch_log)), "variables": env}
+        asked = {"cluster": self.cluster, "parameters": self._asked(task.folder), "variables": env}
         spec = task.spec(folder=task.folder, copy=copy, python=sys.executable)
         files = {"task.json": json.dumps(spec, indent=1) + "\n", SETTINGS: json.dumps(asked, indent=1) + "\n"}
         if task.script is not None and task.script.inline:
@@ -196,13 +207,19 @@ class SubmititExecutor(Executor):
 
     def _send(self, plan: Plan, **more: Any) -> Any:
         """submitit's job."""
-        from submitit.helpers import clean_env, environment_variables
+        from submitit.helpers import DelayedSubmission, clean_env, environment_variables
 
         asked = json.loads((plan.folder / SETTINGS).read_text(encoding="utf-8"))
-        executor = self._submitit(plan.folder / "submitit", asked["cluster"], {**asked["parameters"], **more})
-        launcher = {} if self.outlives else {worker.PARENT: os.getpid()}
-        with clean_env(), environment_variables(**launcher):
-            return executor.submit(start, str(JobFiles(plan.folder).task))
+        task_file = str(JobFiles(plan.folder).task)
+        (plan.folder / FOLDER).mkdir(exist_ok=True)
+        DelayedSubmission(start, task_file).dump(plan.folder / FOLDER / PICKLE)
+        executor = self._submitit(plan.folder / FOLDER, asked["cluster"], {**asked["parameters"], **more})
+        given = {name: os.environ[name] for name in WHERE if name in os.environ}
+        if not self.outlives:
+            given[worker.PARENT] = str(os.getpid())
+        # In a job, that job's own variables would say what this one gets.
+        with clean_env(), environment_variables(**given):
+            return executor.submit(start, task_file)
 
     def _send_to_cluster(self, plan: Plan, name: str) -> int:
         return int(self._send(plan, name=name).job_id)

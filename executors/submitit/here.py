@@ -12,7 +12,7 @@ from typing import Any
 
 from executors.base import Failure, Handle, JobState, Plan, Status
 from executors.processes import end_strays
-from executors.submitit.ending import exits_of, failure_of, last_words
+from executors.submitit.ending import exits_of, failure_of, with_last_words
 
 TICK = 0.1  # seconds between two looks at a job
 _one_at_a_time = threading.Lock()  # "debug" runs in the launcher's process, whose environment is one
@@ -70,5 +70,5 @@ class HereJob(Handle):
         failure = failure_of(self.plan)
         if failure is None and len(exits_of(self.plan)) < self.plan.ranks:
             cause = "it ended before its ranks could say how"
-            failure = Failure(rank=None, cause=cause, traceback=last_words(self.plan))
+            failure = with_last_words(self.plan, Failure(rank=None, cause=cause))
         return JobState(status=Status.SUCCEEDED if failure is None else Status.FAILED, failure=failure)

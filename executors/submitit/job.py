@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SETTINGS = "submitit.json"
 """Beside task.json: what submitit is asked for, and the variables of the ranks."""
+FOLDER = "submitit"
+"""Beside it too: all files of submitit's own."""
 CANNOT_RUN = 126  # as a shell has it
 
 

@@ -84,7 +84,7 @@ def test_a_task_that_fails_under_debug_waits_for_no_debugger(tmp_path: Path) -> 
 
 
 def test_what_submitit_wrote_is_shown_where_the_worker_never_started(tmp_path: Path) -> None:
-    torn = 'export SUBMITIT_LOCAL_COMMAND="sh -c \'echo torn >&2; exit 3\'"'
+    torn = "export SUBMITIT_LOCAL_COMMAND=\"sh -c 'echo torn >&2; exit 3'\""
     state = run(local(parameters={"local_setup": [torn]}), tmp_path, Partial(print))
     assert state.failure is not None
     assert state.failure.cause == "it ended before its ranks could say how"
