@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.labs.fixtures import lab_folder, make_sshd, slurm_lab, slurm_lab_alone, slurm_turn, sshd  # noqa: F401
+from tests.labs.fixtures import (  # noqa: F401
+    lab_folder,
+    make_sshd,
+    slurm_lab,
+    slurm_lab_alone,
+    slurm_lab_of_module,
+    slurm_turn,
+    sshd,
+)
 
 
 @pytest.fixture(autouse=True)

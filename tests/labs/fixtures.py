@@ -6,6 +6,7 @@ import fcntl
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,16 +66,28 @@ def slurm_lab_alone(slurm_lab: SlurmLab, slurm_turn: None) -> Iterator[SlurmLab]
     slurm_lab.reboot_if_forgotten()
 
 
+@pytest.fixture(scope="module")
+def slurm_lab_of_module(slurm_lab: SlurmLab) -> Iterator[SlurmLab]:
+    """The same for fixtures that start jobs for all tests of a module: none of these may take it alone."""
+    with _turn(fcntl.LOCK_SH):
+        yield slurm_lab
+
+
 @pytest.fixture(autouse=True)
 def slurm_turn(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests that use the Slurm lab run beside one another, and none beside one that has it alone."""
-    if "slurm_lab" not in request.fixturenames:
+    if "slurm_lab" not in request.fixturenames or "slurm_lab_of_module" in request.fixturenames:
         yield
         return
     request.getfixturevalue("slurm_lab")
-    alone = "slurm_lab_alone" in request.fixturenames
+    with _turn(fcntl.LOCK_EX if "slurm_lab_alone" in request.fixturenames else fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _turn(kind: int) -> Iterator[None]:
     with (LABS / "slurm_turn.lock").open("w") as turn:
         # Who waits to have it alone holds the gate, so that others, who go on and on, cannot keep it waiting.
         with FileLock(LABS / "slurm_gate.lock"):
-            fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            fcntl.flock(turn, kind)
         yield

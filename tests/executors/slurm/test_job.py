@@ -23,17 +23,19 @@ HOSTILE = "a 'b' \"c\"\n$(touch /tmp/x) `id`; #é \\ -- "
 
 
 @pytest.fixture(scope="module")
-def submit(slurm_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., SlurmJob]:
+def submit(slurm_lab_of_module: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., SlurmJob]:
     count = iter(range(1000))
 
     def submit(task: Any, **settings: Any) -> SlurmJob:
-        return SlurmJob(slurm_lab, tmp_path_factory.mktemp("here") / f"job_{next(count)}", task, **settings)
+        return SlurmJob(slurm_lab_of_module, tmp_path_factory.mktemp("here") / f"job_{next(count)}", task, **settings)
 
     return submit
 
 
 @pytest.fixture(scope="module", autouse=True)
-def jobs(slurm_lab: SlurmLab, lab_folder: Path, submit: Callable[..., SlurmJob]) -> Iterator[dict[str, SlurmJob]]:
+def jobs(
+    slurm_lab_of_module: SlurmLab, lab_folder: Path, submit: Callable[..., SlurmJob]
+) -> Iterator[dict[str, SlurmJob]]:
     """All at once, because Slurm takes its time to start a job again."""
     shown = Script(inline=SHOW, entrypoint="python", args=[HOSTILE, "--x", ""])
     wait = 'echo "$GEMMA_LAUNCHER_RESTART" >>up; sleep 1000'
@@ -43,7 +45,7 @@ def jobs(slurm_lab: SlurmLab, lab_folder: Path, submit: Callable[..., SlurmJob])
         + '[ "$GEMMA_LAUNCHER_RESTART" = 0 ] || exit 0; echo >up; '
         + ("until [ -e stop ]; do sleep 0.1; done; echo 7 >saved; exit 75")
     )
-    image = slurm_lab.image(f"job_{os.getpid()}")
+    image = slurm_lab_of_module.image(f"job_{os.getpid()}")
     data = lab_folder / "it's data; $(id)"
     data.mkdir()
     (data / "found").touch()
@@ -55,7 +57,7 @@ def jobs(slurm_lab: SlurmLab, lab_folder: Path, submit: Callable[..., SlurmJob])
             cpus_per_task=2,
             gpus_per_task=1,
             env_vars={"HOSTILE": HOSTILE, "status": "mine", "IFS": "a", "HF_TOKEN": "hf_abc"},
-            job_dir=f"{slurm_lab.job_dir}/a 'b' \"c\" $(id) ; é #-j",
+            job_dir=f"{slurm_lab_of_module.job_dir}/a 'b' \"c\" $(id) ; é #-j",
             setup_lines=["export FROM_SETUP='it is set' # don't"],
         ),
         "exit": submit(Script(inline='[ "$RANK" = 1 ] || exec sleep 100; exit 7'), ntasks_per_node=2),

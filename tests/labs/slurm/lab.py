@@ -22,12 +22,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock
 
 from tests.labs.machine import (
     LABS,
@@ -42,6 +37,7 @@ from tests.labs.machine import (
 )
 from tests.labs.slurm import settings
 from tests.labs.sshd import Sshd
+from tests.labs.users import SharedLab
 
 PACKAGES = (
     "munge",
@@ -57,18 +53,17 @@ PACKAGES = (
     "libc6-dev",
     "libslurm-dev",
 )
-ROOT = Path(__file__).resolve().parents[3]
-BY_HAND = "by_hand"  # a user of the lab that never dies
-KEEPER = "slurm_keeper"
 
 
-class SlurmLab:
+class SlurmLab(SharedLab):
     """The lab of this machine, whether it is up or not.
 
     sshd: how to reach it; user, home: who is there. job_dir: a folder of this process's own for the launcher's state.
     python: what she can run anywhere. trainer: the same with the packages of the Python that the lab was started with,
     on the nodes alone; those may lie where she cannot look, in a home folder of root's.
     """
+
+    name = "slurm"
 
     def __init__(self) -> None:
         self.folder = LABS / "slurm"
@@ -263,51 +258,8 @@ class SlurmLab:
         """Break every SSH connection, as a network would; what they run goes on."""
         self.sshd.drop_sessions()
 
-    # Tests of several processes share it.
-
-    @contextmanager
-    def shared(self) -> Iterator[SlurmLab]:
-        """Up while any process is in here. Whoever is killed in here is missed, and the lab does not outlive them."""
-        with self._users() as users:
-            (self._user_folder / str(os.getpid())).write_text(str(start_time(os.getpid())))
-            # Nothing of ours is held open by it, or whoever waits for our end would wait for its.
-            Daemons(LABS, LABS).start(KEEPER, [sys.executable, "-m", "tests.labs.slurm.lab", "keep"], cwd=ROOT)
-            if not users:  # what still runs was left by someone who was killed
-                if not all(self.status().values()):
-                    self.down()
-                self.up()
-        try:
-            yield self
-        finally:
-            shutil.rmtree(self.job_dir, ignore_errors=True)
-            with self._users() as users:
-                (self._user_folder / str(os.getpid())).unlink()
-                if users == [str(os.getpid())]:
-                    self.down()
-
-    def keep(self) -> None:
-        """Take the lab down when nobody uses it any more: for those that end without leaving, or in `up`."""
-        while True:
-            with self._users() as users:
-                if not users:
-                    self.down()
-                    (LABS / f"{KEEPER}.pid").unlink()
-                    return
-            time.sleep(1)
-
-    @property
-    def _user_folder(self) -> Path:
-        return LABS / "slurm_users"
-
-    @contextmanager
-    def _users(self) -> Iterator[list[str]]:
-        """Who uses the lab, with the lock on it held."""
-        self._user_folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(LABS / "slurm.lock"):
-            for file in self._user_folder.iterdir():
-                if file.name != BY_HAND and str(start_time(int(file.name))) != file.read_text():
-                    file.unlink()
-            yield [file.name for file in self._user_folder.iterdir()]
+    def leave(self) -> None:
+        shutil.rmtree(self.job_dir, ignore_errors=True)
 
     # How each is started.
 
@@ -451,18 +403,10 @@ def _ip(*arguments: str) -> None:
 def main(arguments: list[str]) -> None:
     lab = SlurmLab()
     match arguments:
-        case ["up"]:
-            with lab._users():
-                lab.up()
-                (lab._user_folder / BY_HAND).touch()
-            print(f"ssh -F {lab.sshd.ssh_config()} lab")
-        case ["down"]:
-            with lab._users():
-                (lab._user_folder / BY_HAND).unlink(missing_ok=True)
-                lab.down()
-        case ["status"]:
-            for name, alive in lab.status().items():
-                print(f"{name:<12}{'runs' if alive else '-'}")
+        case ["up" | "down" | "status" as verb]:
+            lab.by_hand(verb)
+            if verb == "up":
+                print(f"ssh -F {lab.sshd.ssh_config()} lab")
         case ["keep"]:
             lab.keep()
         case ["kill" | "stop" | "start" | "pause" | "resume" as verb, name]:

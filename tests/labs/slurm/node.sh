@@ -6,7 +6,7 @@ hostname "$1"
 # Nodes know one another by name; the machine's own file stays as it is.
 mount --bind "$3" /etc/hosts
 # What jobs import. Seen in here alone, so that nothing outside can delete through it, and gone with the node.
-[ $# -lt 6 ] || mount --bind -o ro "$5" "$6"
+mount --bind -o ro "$5" "$6"
 mount -t proc proc /proc
 ip link set lo up
 # The other end of this cable is put into the bridge, and this one in here, from outside.
