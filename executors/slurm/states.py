@@ -49,7 +49,11 @@ REASONS: Final = {
 }
 """Of squeue's many, those that have plainer words; the others are shown as they are."""
 NEVER: Final = "DependencyNeverSatisfied"
-NO_PROGRAM: Final = re.compile(r"^slurmstepd.*: error: execve\(\): (.+): No such file or directory", re.MULTILINE)
+NO_PROGRAM: Final = re.compile(
+    r"^slurmstepd.*: error: execve\(\): (.+): No such file or directory"
+    r"|^(\S+): Error while finding module specification for 'torch\b",
+    re.MULTILINE,
+)
 INTERPRETER: Final = "python='/path/to/python' of the nodes, or setup_lines=['module load ...'] that bring it"
 
 
@@ -122,7 +126,8 @@ def _failure(view: View, plan: Plan) -> Failure:
     files = JobFiles(plan.folder / f"array_{broken[0]}" if broken else plan.folder)
     found = job_failure(files, view.exit_code or (128 + view.signal if view.signal else 1))
     element = f"element {broken[0]} of the array: " if broken else ""
-    if missing := NO_PROGRAM.search(found.traceback):  # srun's own program: the interpreter
-        cause = f"there is no {missing[1]} on {view.nodes or 'its nodes'}\n  try: {INTERPRETER}"
+    if missing := NO_PROGRAM.search(found.traceback):  # srun's own program: the interpreter, and torchrun in it
+        what = missing[1] or f"torch in {missing[2]}"
+        cause = f"there is no {what} on {view.nodes or 'its nodes'}\n  try: {INTERPRETER}"
         return Failure(rank=None, cause=element + cause + ended)
     return Failure(rank=found.rank, cause=element + found.cause + ended, traceback=found.traceback)

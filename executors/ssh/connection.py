@@ -30,7 +30,16 @@ _lock = threading.Lock()
 
 
 def connection(host: Host) -> Connection:
-    """The one connection to a host. It is not shared with a process that forked: two would talk over one another."""
+    """The one connection to a host. It is not shared with a process that forked: two would talk over one another.
+
+    Raises TunnelError where paramiko is not installed, which only those who use SSH need.
+    """
+    try:
+        import paramiko  # noqa: F401
+    except ImportError as error:
+        raise TunnelError(
+            f"there is no SSH without paramiko: {error}", hint="pip install 'gemma-launcher[slurm]'"
+        ) from None
     with _lock:
         return _connections.setdefault((os.getpid(), host), Connection(host))
 

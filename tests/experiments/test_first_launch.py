@@ -41,10 +41,14 @@ def test_what_slurm_refuses_comes_with_advice(slurm_lab: SlurmLab, settings: dic
     assert error.value.hint is not None and error.value.hint.startswith(advice)
 
 
-def test_an_interpreter_that_is_not_there(slurm_lab: SlurmLab) -> None:
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [({"python": "python9.9"}, "python9.9"), ({"launcher": "torchrun"}, "torch in /usr/bin/python3")],
+)
+def test_an_interpreter_that_is_not_there(slurm_lab: SlurmLab, settings: dict[str, Any], what: str) -> None:
     experiment = run.Experiment("no python")
-    experiment.add(run.Partial(print), executor=cluster(slurm_lab, python="python9.9"))
-    with pytest.raises(run.ExperimentFailed, match=r"there is no python9\.9 on node") as error:
+    experiment.add(run.Partial(print), executor=cluster(slurm_lab, **settings))
+    with pytest.raises(run.ExperimentFailed, match=rf"there is no {what} on node") as error:
         experiment.run(progress=False)
     assert "try: python='" in str(error.value)
 
@@ -107,3 +111,10 @@ def test_nothing_secret_is_left_of_an_array(slurm_lab: SlurmLab) -> None:
     there = Path(slurm_lab.job_dir, "experiments", experiment.id)
     assert sorted(path.read_text() for path in there.glob("each/array_*/rank_0.out")) == ["0 9\n", "1 9\n", "2 9\n"]
     assert not [path for name in ("secrets.json", "environment.sh") for path in there.rglob(name)]
+
+
+def test_a_light_install_without_paramiko_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "paramiko", None)
+    with pytest.raises(LaunchError, match="paramiko") as error:
+        run.SSHTunnel("nobody", job_dir="/jobs").run(["true"], timeout=5)
+    assert error.value.hint == "pip install 'gemma-launcher[slurm]'"
