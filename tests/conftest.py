@@ -10,6 +10,9 @@ import pytest
 from filelock import FileLock
 
 from tests.labs.fixtures import (  # noqa: F401
+    container_lab,
+    container_lab_alone,
+    container_turn,
     lab_folder,
     make_sshd,
     slurm_lab,

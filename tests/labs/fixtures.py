@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.labs.containers.lab import ContainerLab
 from tests.labs.machine import LABS, require_root
 from tests.labs.slurm.lab import SlurmLab
 from tests.labs.sshd import Sshd
@@ -69,7 +70,7 @@ def slurm_lab_alone(slurm_lab: SlurmLab, slurm_turn: None) -> Iterator[SlurmLab]
 @pytest.fixture(scope="module")
 def slurm_lab_of_module(slurm_lab: SlurmLab) -> Iterator[SlurmLab]:
     """The same for fixtures that start jobs for all tests of a module: none of these may take it alone."""
-    with _turn(fcntl.LOCK_SH):
+    with _turn("slurm", fcntl.LOCK_SH):
         yield slurm_lab
 
 
@@ -80,14 +81,44 @@ def slurm_turn(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     request.getfixturevalue("slurm_lab")
-    with _turn(fcntl.LOCK_EX if "slurm_lab_alone" in request.fixturenames else fcntl.LOCK_SH):
+    with _turn("slurm", fcntl.LOCK_EX if "slurm_lab_alone" in request.fixturenames else fcntl.LOCK_SH):
+        yield
+
+
+@pytest.fixture(scope="session")
+def container_lab() -> Iterator[ContainerLab]:
+    """A real Docker engine, shared by all processes that test; up in 4 s, after its image was made once.
+
+    Who stops it, or ends what others run there, takes `container_lab_alone`.
+    """
+    with ContainerLab().shared() as lab:
+        yield lab
+
+
+@pytest.fixture
+def container_lab_alone(container_lab: ContainerLab, container_turn: None) -> Iterator[ContainerLab]:
+    """The engine while no other test uses it, to break things in; they are mended after."""
+    yield container_lab
+    container_lab.up()
+
+
+@pytest.fixture(autouse=True)
+def container_turn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As for Slurm; the lab's engine is this process's meanwhile."""
+    if "container_lab" not in request.fixturenames:
+        yield
+        return
+    lab: ContainerLab = request.getfixturevalue("container_lab")
+    for name, value in lab.env.items():
+        monkeypatch.setenv(name, value)
+    with _turn("containers", fcntl.LOCK_EX if "container_lab_alone" in request.fixturenames else fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
-def _turn(kind: int) -> Iterator[None]:
-    with (LABS / "slurm_turn.lock").open("w") as turn:
+def _turn(lab: str, kind: int) -> Iterator[None]:
+    with (LABS / f"{lab}_turn.lock").open("w") as turn:
         # Who waits to have it alone holds the gate, so that others, who go on and on, cannot keep it waiting.
-        with FileLock(LABS / "slurm_gate.lock"):
+        with FileLock(LABS / f"{lab}_gate.lock"):
             fcntl.flock(turn, kind)
         yield

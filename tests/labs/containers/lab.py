@@ -1,0 +1,181 @@
+"""A real Docker engine on this machine: dockerd with its own socket, data and namespaces, and a base image.
+
+The engine has process, mount and network namespaces of its own: its containers, networks and mounts are gone when the
+first process in there ends, however that happens, and the machine's firewall is never touched. All files lie in one
+folder; beside it the lab leaves Debian's packages and the image's archive.
+
+By hand, from the repository's root, as root:
+
+    python -m tests.labs.containers.lab up | down | status
+    python -m tests.labs.containers.lab restart | kill | start | pause | resume      the engine
+
+Tests take the fixture `container_lab`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from tests.labs.containers.image import python, tarball
+from tests.labs.machine import LABS, Daemons, LabError, children, require_packages, succeeds, until
+from tests.labs.users import SharedLab
+
+PACKAGES = ("docker.io", "iptables", "iproute2", "tini")
+ENGINE, NAMESPACE = "dockerd", "engine"
+CGROUP = "gemma_launcher_lab"
+# Forwarding first: it is on already then, and the engine leaves the rest as it is.
+FIRST = "ip link set lo up && echo 1 >/proc/sys/net/ipv4/ip_forward && exec tini -s -- sleep infinity"
+
+
+class ContainerLab(SharedLab):
+    """The lab of this machine, whether it is up or not.
+
+    host: how to reach the engine, as DOCKER_HOST has it. image: the base image, with `python` in it.
+    packages: volumes that show a container what is installed for the tests, for PYTHONPATH=/packages.
+    """
+
+    name = "containers"
+    image = "gemma-launcher-lab:base"
+
+    def __init__(self) -> None:
+        self.folder = LABS / "containers"
+        self.run, self.log, self.data = (self.folder / name for name in ("run", "log", "data"))
+        self.daemons = Daemons(self.run, self.log)
+        self.socket = self.run / "api.sock"
+        self.host = f"unix://{self.socket}"
+        self.python = python()
+        self.env = {"DOCKER_HOST": self.host, "DOCKER_CONFIG": str(self.run / "client")}
+
+    @property
+    def packages(self) -> list[str]:
+        return [f"{sysconfig.get_path('purelib')}:/packages:ro"]
+
+    def command(self, *argv: str, timeout: float = 60) -> str:
+        """What the engine's own client prints. Raises LabError."""
+        done = subprocess.run(
+            ["docker", *argv],
+            env={**os.environ, **self.env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
+        if done.returncode:
+            raise LabError(f"docker {' '.join(argv)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def up(self) -> None:
+        require_packages(*PACKAGES)
+        if not any(self.status().values()):
+            self._sweep()
+        for folder in (self.run, self.log, self.data):
+            folder.mkdir(parents=True, exist_ok=True)
+        if self.daemons.pid(NAMESPACE) is None:
+            apart = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+            pid = self.daemons.start(NAMESPACE, [*apart, "sh", "-c", FIRST])
+            until(lambda: bool(children(pid)) and _runs(children(pid)[0], "tini"), 10, "the engine's namespaces")
+        self.resume()
+        self.start()
+        if not self.command("images", "-q", self.image):
+            self.command("import", "--change", "ENV LANG=C.UTF-8", str(tarball()), self.image, timeout=300)
+
+    def down(self) -> None:
+        """End the engine and its containers with it."""
+        if self.run.is_dir():
+            self.daemons.stop(NAMESPACE, 0)
+            self._sweep()
+
+    def status(self) -> dict[str, bool]:
+        return {name: self.daemons.pid(name) is not None for name in (NAMESPACE, ENGINE)}
+
+    # The engine alone, to break and to mend.
+
+    def start(self) -> None:
+        """Start it, unless it runs, and wait until it answers."""
+        if self.daemons.pid(ENGINE) is None:
+            self._forget_dead_helpers()
+            [inside] = children(self.daemons.pid(NAMESPACE) or 0)
+            # On this side, it is known by the number that it has here: that of nsenter's child.
+            enter = ["nsenter", "--target", str(inside), "--net", "--mount", "--pid"]
+            door = self.daemons.start("door", [*enter, "dockerd", *self._options()])
+            until(lambda: bool(children(door)) and _runs(children(door)[0], "dockerd"), 10, "dockerd")
+            self.daemons.record(ENGINE, children(door)[0])
+        try:
+            until(lambda: succeeds(["docker", "version"], self.env), 60, "an answer of dockerd")
+        except LabError as error:
+            raise LabError(f"{error}\n{(self.log / 'door.out').read_text(errors='replace')[-3000:]}") from None
+
+    def kill(self) -> None:
+        """End it as a crash would: its containers go on, until it is started again."""
+        self.daemons.kill(ENGINE)
+
+    def stop(self) -> None:
+        """End it as an administrator would: it ends its containers."""
+        self.daemons.stop(ENGINE, 30)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """It hangs: it is there, and answers nothing."""
+        self.daemons.signal(ENGINE, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        if self.daemons.pid(ENGINE) is not None:
+            self.daemons.signal(ENGINE, signal.SIGCONT)
+
+    def _options(self) -> list[str]:
+        (self.run / "daemon.json").write_text("{}")  # the machine's own is for its own engine
+        folders = {"data-root": self.data, "exec-root": self.run / "exec", "pidfile": self.run / "own.pid"}
+        more = {"host": self.host, "config-file": self.run / "daemon.json", "cgroup-parent": f"/{CGROUP}"}
+        return [f"--{name}={value}" for name, value in {**folders, **more, "shutdown-timeout": 5}.items()]
+
+    def _forget_dead_helpers(self) -> None:
+        """Its containerd ends with it when it is stopped, and outlives a crash: what is dead is not waited for."""
+        (self.run / "own.pid").unlink(missing_ok=True)
+        file = self.run / "exec" / "containerd" / "containerd.pid"
+        inside = [inner for pid in children(self.daemons.pid(NAMESPACE) or 0) for inner in children(pid)]
+        if file.exists() and not any(_runs(pid, "containerd") for pid in inside):
+            file.unlink()
+
+    def _sweep(self) -> None:
+        """All files, and the control groups that are empty now."""
+        for group in Path("/sys/fs/cgroup").glob(f"**/{CGROUP}"):
+            for folder in sorted([group, *group.rglob("*/")], reverse=True):
+                if folder.is_dir():
+                    folder.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _runs(pid: int, program: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() == program
+    except OSError:
+        return False
+
+
+def main(arguments: list[str]) -> None:
+    lab = ContainerLab()
+    match arguments:
+        case ["up" | "down" | "status" as verb]:
+            lab.by_hand(verb)
+            if verb == "up":
+                print("\n".join(f"export {name}={value}" for name, value in lab.env.items()))
+        case ["keep"]:
+            lab.keep()
+        case ["kill" | "start" | "stop" | "restart" | "pause" | "resume" as verb]:
+            getattr(lab, verb)()
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
