@@ -29,13 +29,13 @@ Launcher = Literal["torchrun"] | None
 LAUNCHERS = pytest.mark.parametrize("launcher", ["torchrun", None], ids=["torchrun", "a process a task"])
 
 
-def cluster(lab: SlurmLab, **settings: Any) -> run.SlurmExecutor:
-    """Two tasks on each of two nodes."""
+def cluster(lab: SlurmLab, each: int = 2, **settings: Any) -> run.SlurmExecutor:
+    """Two nodes, with so many tasks on each."""
     return run.SlurmExecutor(
         account="proj-a",
         python=lab.trainer,
         nodes=2,
-        ntasks_per_node=2,
+        ntasks_per_node=each,
         mem="1G",
         env_vars={"OMP_NUM_THREADS": "1"},
         packager=run.PatternPackager(include_pattern=str(SAMPLES / "gemma_runs.py"), relative_path=str(SAMPLES)),
@@ -50,8 +50,10 @@ def recipe(folder: Path | str, name: str, data: type[UnevenData] = UnevenData, *
     return made
 
 
-def on_four(lab: SlurmLab, name: str, data: type[UnevenData] = UnevenData, **options: Any) -> run.Partial[Any]:
-    return recipe(f"{lab.job_dir}/runs", name, data, devices=2, num_nodes=2, **options)
+def spread(
+    lab: SlurmLab, name: str, data: type[UnevenData] = UnevenData, each: int = 2, **options: Any
+) -> run.Partial[Any]:
+    return recipe(f"{lab.job_dir}/runs", name, data, devices=each, num_nodes=2, **options)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_four_ranks_on_two_nodes_train_as_one_process_does(
     slurm_lab: SlurmLab, launcher: Launcher, alone: list[float]
 ) -> None:
     sharded = MegatronStrategy(tensor_model_parallel_size=2)
-    runs = [on_four(slurm_lab, f"{launcher}-dp4"), on_four(slurm_lab, f"{launcher}-tp2-dp2", strategy=sharded)]
+    runs = [spread(slurm_lab, f"{launcher}-dp4"), spread(slurm_lab, f"{launcher}-tp2-dp2", strategy=sharded)]
     with run.Experiment("four") as experiment:
         experiment.add(run.Partial(gemma_runs.together, tasks=runs), executor=cluster(slurm_lab, launcher=launcher))
         [result] = experiment.run(progress=False)
@@ -123,10 +125,10 @@ def test_four_ranks_on_two_nodes_train_as_one_process_does(
 def test_a_job_whose_time_is_nearly_over_goes_on_at_the_exact_step(
     slurm_lab: SlurmLab, launcher: Launcher, alone: list[float]
 ) -> None:
-    task = on_four(slurm_lab, f"{launcher}-warned", HeldData)
+    task = spread(slurm_lab, f"{launcher}-warned", HeldData, each=1)
     task.data.held = HELD
     experiment = run.Experiment("warned")
-    experiment.add(task, executor=cluster(slurm_lab, launcher=launcher, retries=1), name="train")
+    experiment.add(task, executor=cluster(slurm_lab, each=1, launcher=launcher, retries=1), name="train")
     # As Slurm does it before the time limit.
     value = disturbed(experiment, slurm_lab, lambda job: slurm_lab.command("scancel", "--batch", "--signal=USR1", job))
     assert value["step"] == STEPS
@@ -143,7 +145,7 @@ def test_a_node_fails(slurm_lab_alone: SlurmLab, alone: list[float]) -> None:
     hopeless = run.Experiment("hopeless")
     hopeless.add(Script(inline="sleep 1000"), executor=cluster(lab), name="sleeper")
     hopeless.run(detach=True)
-    task = on_four(lab, "failed", HeldData)
+    task = spread(lab, "failed", HeldData)
     task.data.held = HELD
     task.log.ckpt.every_n_train_steps = 3
     experiment = run.Experiment("goes on")
@@ -176,7 +178,7 @@ def hosts(lab: SlurmLab, job: str) -> list[str]:
 
 
 def test_a_rank_that_waits_for_its_data_for_ever_is_named(slurm_lab: SlurmLab) -> None:
-    task = on_four(slurm_lab, "hangs", SlowData)
+    task = spread(slurm_lab, "hangs", SlowData)
     task.data.steps, task.data.rank = {3: 1000.0}, 3
     with run.Experiment("hangs") as experiment:
         experiment.add(task, executor=cluster(slurm_lab, step_timeout=0.1), name="train")
