@@ -110,7 +110,10 @@ def _wait(process: subprocess.Popen[bytes], launcher: int | None) -> int:
             try:
                 ends.append(os.pidfd_open(launcher))
                 stack.callback(os.close, ends[1])
-                gone = ends[0] not in select.select(ends, [], [])[0]
+                either = select.poll()  # not select, which stops at 1,024 files
+                for end in ends:
+                    either.register(end, select.POLLIN)
+                gone = ends[0] not in [end for end, _ in either.poll()]
             except ProcessLookupError:
                 gone = True
             if gone:

@@ -137,10 +137,10 @@ def test_secrets_are_private_while_it_runs_and_gone_after(tmp_path: Path) -> Non
 
 def test_a_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; import sample_tasks; from submitted import Submitted, make_plan\n"
-        "from executors.submitit.executor import SubmititExecutor; from launcher.config import Partial\n"
+        "import sys; from pathlib import Path; from submitted import Submitted, make_plan\n"
+        "from executors.submitit.executor import SubmititExecutor; from launcher.script import Script\n"
         "executor, folder = SubmititExecutor(cluster='local'), Path(sys.argv[1])\n"
-        "task = Partial(sample_tasks.hold, fifo=str(folder / 'fifo'))\n"
+        "task = Script(inline=f'echo $$ >{folder}/fifo; exec sleep 120')\n"
         "Submitted(executor, make_plan(executor, folder, task)).wait()"
     )
     os.mkfifo(tmp_path / "fifo")
@@ -148,7 +148,7 @@ def test_a_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(sample_tasks.__file__).parent)}
     started = subprocess.Popen([sys.executable, "-c", code, tmp_path], env=env)
     with os.fdopen(keep) as pipe:
-        rank = os.pidfd_open(int(pipe.readline().split()[0]))
+        rank = os.pidfd_open(int(pipe.readline()))
     started.kill()
     started.wait()
     assert has_ended(rank)
