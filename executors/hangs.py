@@ -71,7 +71,7 @@ def find_hang(files: JobFiles) -> tuple[float, Failure] | None:
     ordered = sorted(groups.items(), key=waits)
     (most, crowd), others = ordered[-1], ordered[:-1]
     common = _common(list(groups)) if others else _own(most)
-    parts = [f"{_ranks(silent)} left no stacks (a process, or a node, that stands still)"] if silent else []
+    parts = [f"{_ranks(silent)} left no stacks (its process or node stands still, or it went on)"] if silent else []
     for frames, group in others[:_SHOWN]:
         parts.append(f"{_ranks(stacks.rank for stacks in group)} at {_place(frames, common)}")
     place = _place(most, common)

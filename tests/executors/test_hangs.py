@@ -48,7 +48,7 @@ def hang(folder: Path, ranks: dict[int, str], *, at: float = 100.0, timeout: str
         (
             {0: WAITS, 1: "", 2: WAITS},
             1,
-            "rank 1 left no stacks (a process, or a node, that stands still), "
+            "rank 1 left no stacks (its process or node stands still, or it went on), "
             "the others at code/train.py:5 fit > distributed/c10d.py:30 all_reduce",
         ),
         (

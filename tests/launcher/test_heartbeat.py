@@ -54,7 +54,7 @@ def test_a_rank_that_cannot_even_write_is_named(tmp_path: Path) -> None:
     state = run_job(job, Partial(hanging.together, stuck=1, how="stop"), FOUR)
     assert state.failure is not None and state.failure.rank == 1
     assert state.failure.cause.startswith(
-        "no step in 3 seconds: rank 1 left no stacks (a process, or a node, that stands still), the others at "
+        "no step in 3 seconds: rank 1 left no stacks (its process or node stands still, or it went on), the others at "
         f"samples/hanging.py:{line_of('all_reduce')} together"
     )
     assert not still_running(job)
