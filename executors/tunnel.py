@@ -79,7 +79,7 @@ class Tunnel(Strict, ABC):
 
     strict_error = TunnelError
 
-    job_dir: str
+    job_dir: str = ""
 
     @property
     @abstractmethod
@@ -101,6 +101,12 @@ class Tunnel(Strict, ABC):
 
     def check(self) -> None:
         """Refuse settings that cannot work. Connects nowhere. Raises TunnelError."""
+        if self.job_dir == "":
+            raise TunnelError(
+                f"{type(self).__name__}.job_dir is not set: the folder there that holds all our state",
+                where=self.where("job_dir"),
+                hint="job_dir='/home/USER/jobs'",
+            )
         self._absolute(self.job_dir, where=self.where("job_dir"))
 
     def run(self, argv: Sequence[str], *, input: bytes = b"", timeout: float | None) -> Completed:
@@ -240,7 +246,7 @@ class SSHTunnel(Tunnel):
     user: str | None = None
     port: int | None = None
     identity: str | None = None
-    job_dir: str = field(kw_only=True)
+    job_dir: str = field(default="", kw_only=True)
     ssh_config: str | None = field(default=None, kw_only=True)
 
     @property

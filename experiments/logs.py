@@ -52,13 +52,16 @@ def json_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
 
 def rank_logs(files: JobFiles, rank: int | None = None) -> Iterator[Path]:
     """The log files of one rank, or of all in order, that have something in them. Raises StoreError."""
-    found = {int(path.stem.removeprefix("rank_")) for path in files.folder.glob("rank_*.out")}
+    places = [files, *(JobFiles(element) for element in sorted(files.folder.glob("array_*")))]
+    found = {int(path.stem.removeprefix("rank_")) for own in places for path in own.folder.glob("rank_*.out")}
     if rank is not None and rank not in found:
         ranks = ", ".join(map(str, sorted(found))) or "none yet"
         raise StoreError(f"there is no log of rank {rank} in {files.folder}; there are logs of ranks: {ranks}")
-    paths = [files.launch_log] if rank is None else []
-    for number in sorted(found) if rank is None else [rank]:
-        paths += [files.stdout(number), files.stderr(number)]
+    paths: list[Path] = []
+    for own in places:
+        paths += [own.launch_log] if rank is None else []
+        for number in sorted(found) if rank is None else [rank]:
+            paths += [own.stdout(number), own.stderr(number)]
     return (path for path in paths if path.exists() and path.stat().st_size)
 
 

@@ -117,7 +117,7 @@ def _show_failure(failure: Failure) -> None:
 @click.option("--follow", is_flag=True, help="Go on until the task has ended.")
 def logs(experiment: str, rank: int | None, task: str | None, follow: bool) -> None:
     """What the ranks wrote to stdout and stderr, each line after its file's name."""
-    from experiments.logs import rank_logs, show_logs
+    from experiments.logs import printable, rank_logs, show_logs
     from experiments.lookout import fetcher
     from experiments.store import Store
 
@@ -128,6 +128,9 @@ def logs(experiment: str, rank: int | None, task: str | None, follow: bool) -> N
         fetch(False)
         rank_logs(found.files, rank)  # a rank that is not there is an error
     show_logs(found, rank, follow=follow, fetch=fetch)
+    if not follow and not any(rank_logs(found.files)):
+        detail = f": {printable(found.detail)}" if found.detail else ""
+        click.echo(f"task {printable(found.name)} is {found.status}{detail}; it has written nothing yet", err=True)
 
 
 @experiment.command()

@@ -302,3 +302,10 @@ def test_an_account_that_runs_no_commands(make_sshd: Callable[..., Sshd]) -> Non
     with pytest.raises(TunnelError, match=r"did not run the command; it said: This account is closed\.") as it:
         tunnel.run(["true"], timeout=10)
     assert not it.value.lost
+
+
+def test_a_tunnel_without_a_job_dir_says_so() -> None:
+    with pytest.raises(
+        TunnelError, match=r"SSHTunnel.job_dir is not set(.|\n)*set at: (.|\n)*job_dir='/home/USER/jobs'"
+    ):
+        SSHTunnel("login").check()
