@@ -19,6 +19,7 @@ from executors.base import Failure
 from executors.hangs import find_hang, read_stacks
 from launcher.worker import JobFiles
 
+STARTED_AGAIN = "\n--- started again "  # job.sh's, of a Slurm job
 TAIL_LINES = 20
 TAIL_BYTES = 2**18  # what is read of a log, which may be larger than the memory
 # torchrun's summary: "  rank      : 1 (local_rank: 1)" ... "  exitcode  : -11 (pid: 7)", and the first to fail last.
@@ -115,9 +116,7 @@ def failed_nodes(files: JobFiles) -> list[str]:
 
 def _last_start(files: JobFiles) -> str:
     """What launch.log has of it; above it is what was said of earlier ones, which failed otherwise."""
-    log = _end_of(files.launch_log)
-    starts = _end_of(files.folder / "started").splitlines()
-    return log.rpartition(starts[-1])[2] if starts else log
+    return _end_of(files.launch_log).rpartition(STARTED_AGAIN)[2]
 
 
 def _told(files: JobFiles) -> list[tuple[float, Failure]]:

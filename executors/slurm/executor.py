@@ -44,7 +44,8 @@ class SlurmExecutor(Executor):
         is mounted in any case, and our own variables win over the image's.
     srun_args: more options of srun, each an item.
     additional_parameters: more options of sbatch, by name; True for one without a value.
-    setup_lines: lines of shell that the first node runs before the task (`module load cuda`), as they are.
+    setup_lines: lines of shell that the first node runs before the task (`module load cuda`), as they are. One that fails
+        ends it.
     launcher: None has srun start each process; "torchrun" has it start torchrun's agent on each node.
     python: the interpreter there; a name is looked up after the setup_lines.
     tunnel: how to reach the cluster, SSHTunnel or, on a login node, LocalTunnel.
@@ -265,7 +266,7 @@ class SlurmExecutor(Executor):
             array=self.array is not None,
             retries=self.retries,
             warning=warning,
-            setup=[*self._steps(), *self.setup_lines],
+            setup=[*self._steps(), *(["set -e", *self.setup_lines, "set +e"] if self.setup_lines else [])],
             srun=self._srun(env),
             command=self._command(worker),
         )

@@ -60,6 +60,7 @@ def jobs(
             job_dir=f"{slurm_lab_of_module.job_dir}/a 'b' \"c\" $(id) ; é #-j",
             setup_lines=["export FROM_SETUP='it is set' # don't"],
         ),
+        "setup": submit(Script(inline="touch it_ran"), setup_lines=["module load no-such-thing", "true"]),
         "exit": submit(Script(inline='[ "$RANK" = 1 ] || exec sleep 100; exit 7'), ntasks_per_node=2),
         "saved": submit(Script(inline=save), retries=2),
         "time": submit(Script(inline=in_folder + wait), retries=1, time="5"),
@@ -108,6 +109,13 @@ def test_the_exit_status_is_that_of_the_rank_that_failed(jobs: dict[str, SlurmJo
     assert job.end() == ["7", "exit"]
     assert job.read("started").split()[:2] == [str(job.id), "0"]
     until(lambda: "FAILED|7:0" in job.lab.command("sacct", "-nXPj", str(job.id), "-o", "state,exitcode"), 20, "sacct")
+
+
+def test_a_setup_line_that_fails_ends_it(jobs: dict[str, SlurmJob]) -> None:
+    job = jobs["setup"]
+    assert job.wait_for("ended", 2).splitlines() == ["127", "exit"]
+    assert "module: command not found" in job.read("launch.log")
+    assert not (job.folder / "it_ran").exists()
 
 
 def test_who_saved_is_started_again(jobs: dict[str, SlurmJob]) -> None:

@@ -35,7 +35,9 @@ ended() {
     esac
 }
 trap ended TERM
-echo "$SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} $(date +%s) $SLURM_JOB_NODELIST" | tee -a started
+restart=${SLURM_RESTART_COUNT:-0}
+[ "$restart" -eq 0 ] || echo "--- started again ($restart) on $SLURM_JOB_NODELIST"
+echo "$SLURM_JOB_ID $restart $(date +%s) $SLURM_JOB_NODELIST" >>started
 lines=$(wc -l <launch.log)
 rm -f ended stop saved result.json rank_*.failure.json rank_*.stacks
 
@@ -45,7 +47,7 @@ launch() {
     address=$(getent ahostsv4 "$first" | awk '!/^127\./ { print $1; exit }')
     export MASTER_ADDR="${address:-$first}" MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
     : "${MASTER_ADDR:?is empty: the first node has no name}"
-    export GEMMA_LAUNCHER_RESTART="${SLURM_RESTART_COUNT:-0}"
+    export GEMMA_LAUNCHER_RESTART=$restart
     export SRUN_CPUS_PER_TASK=12
     exec srun --nodes=1 --ntasks=8 --ntasks-per-node=8 --kill-on-bad-exit=1 '--container-image=nvcr.io#nvidia/nemo:25.04' --container-mounts=/scratch/alice/jobs:/scratch/alice/jobs,/scratch/data:/data:ro,/models:/models --container-workdir=/workspace --container-env=HF_HOME,LOCAL_WORLD_SIZE,GEMMA_LAUNCHER_RESTART,MASTER_ADDR,MASTER_PORT,NCCL_DEBUG --mpi=pmix -- \
         python3 /scratch/alice/jobs/packages/0000000000000000/launcher/worker.py "$PWD/task.json"
@@ -54,7 +56,7 @@ launch &
 while [ -n "$(jobs -r)" ]; do wait "$!"; done # a signal ends a wait
 wait "$!"; status=$?
 # The status of the rank that failed first, and not of those that srun ended for it, which it says as well.
-first=$(tail -n "+$lines" launch.log | sed -n '/^srun: error: .*: tasks* [0-9,-]*: /{s/.* exit code \([0-9]*\)$/\1/p;q}')
+first=$(tail -n "+$((lines + 1))" launch.log | sed -n '/^srun: error: .*: tasks* [0-9,-]*: /{s/.* exit code \([0-9]*\)$/\1/p;q}')
 [ "$status" -eq 0 ] || status=${first:-$status}
 # Where Slurm ends the job, TERM is on its way, whatever srun says: where a node fails, it says 0.
 until state=$(squeue -h -j "$SLURM_JOB_ID" -o %T); [ "${state:-RUNNING}" = RUNNING ]; do sleep 1; done
