@@ -44,8 +44,8 @@ class SlurmExecutor(Executor):
         is mounted in any case, and our own variables win over the image's.
     srun_args: more options of srun, each an item.
     additional_parameters: more options of sbatch, by name; True for one without a value.
-    setup_lines: lines of shell that the first node runs before the task (`module load cuda`), as they are. One that fails
-        ends it.
+    setup_lines: lines of shell that the first node runs before the task (`module load cuda`), as they are; one that
+        fails ends it.
     launcher: None has srun start each process; "torchrun" has it start torchrun's agent on each node.
     python: the interpreter there; a name is looked up after the setup_lines.
     tunnel: how to reach the cluster, SSHTunnel or, on a login node, LocalTunnel.
