@@ -51,6 +51,7 @@ READ = (
 )
 # What stands between quotes in sh, and has a meaning there in csh or fish, which may be the login shell.
 STRANGE = re.compile(rb"[\\\r\n!]")
+PLAIN = frozenset(range(ord(" "), 127)) - frozenset(b"\\'!")  # what means itself there in all of them
 LONGEST_COMMAND = 120_000  # bytes; Linux passes no longer argument to the remote shell
 SLOWEST = 100_000  # bytes a second; a file that travels slower than this is given up
 PATIENCE = 60.0  # seconds for a small file
@@ -298,5 +299,5 @@ def _for_any_shell(line: bytes) -> bytes:
     """A line for sh as a line that every login shell hands to sh unchanged."""
     if not STRANGE.search(line):
         return line
-    plain = b"".join(b"\\0%03o" % byte if not chr(byte).isalnum() or byte > 127 else bytes([byte]) for byte in line)
+    plain = b"".join(bytes([byte]) if byte in PLAIN else b"\\0%03o" % byte for byte in line)
     return b"""sh -c 'eval "exec $(printf %b "$0")"' '""" + plain + b"'"
