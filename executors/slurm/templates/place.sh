@@ -23,7 +23,7 @@ if [ "$(wc -c <"$scratch/tar")" -ne "$size" ]; then
     exit 66
 fi
 new=$scratch/new
-mkdir "$new" && tar -xmf "$scratch/tar" -C "$new" || exit 67
+mkdir "$new" && tar -xzmf "$scratch/tar" -C "$new" || exit 67
 while [ $# -gt 0 ]; do
     mkdir "$new/$1" && tar -xzmf "$top/packages/$2.tar.gz" -C "$new/$1" || exit 67
     shift 2
