@@ -21,6 +21,7 @@ from launcher.worker import Reader
 
 LOCK = "conductor.lock"
 FETCH_INTERVAL = 1.0  # seconds between two questions to a place for what is new of a log
+STATUS_INTERVAL = 5.0  # and for how its task stands, which takes it more
 
 
 @contextlib.contextmanager
@@ -126,14 +127,15 @@ def fetcher(record: ExperimentRecord, task: TaskRecord, rank: int | None) -> Cal
         return lambda last: None
     if not job.executor.outlives:
         return lambda last: None
-    fetched = -FETCH_INTERVAL
+    fetched = looked = -STATUS_INTERVAL
 
     def fetch(last: bool) -> None:
-        nonlocal fetched
+        nonlocal fetched, looked
         if last or time.monotonic() - fetched >= FETCH_INTERVAL:
             fetched = time.monotonic()
             job.executor.fetch([job.plan], rank=rank)
-            if not last:
+            if not last and time.monotonic() - looked >= STATUS_INTERVAL:
+                looked = time.monotonic()
                 look_after([record], lambda texts: None)
 
     return fetch
