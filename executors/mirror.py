@@ -12,7 +12,7 @@ import fcntl
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -25,6 +25,8 @@ GROWING: Final = re.compile(r"metrics\.jsonl|launch\.log|rank_[0-9]+\.(out|err)"
 PIECE: Final = 2**20  # bytes of one file in one call
 MOST: Final = 2**23  # bytes in one call; a whole file that is larger does not come
 STATE: Final = ".mirror"
+Ask = Callable[[list[str], list[str]], bytes]
+"""Given arguments and lines, what was said there; see templates/mirror.sh for both."""
 KEY: Final = re.compile(r"(\d+)/((?:array_\d+/)?([^/]+))")
 
 
@@ -48,18 +50,47 @@ def mirror(tunnel: Tunnel, folders: Mapping[str, Path], names: re.Pattern[str]) 
     awk reads as Python does.
     Raises TunnelError, StoreError where they cannot be written here.
     """
+
+    def ask(arguments: list[str], lines: list[str]) -> bytes:
+        command = ["sh", "-c", text("mirror"), "mirror", *arguments]
+        return output(tunnel, command, input=listed(lines), timeout=PATIENCE + 2 * MOST / SLOWEST)
+
+    return bring(ask, folders, names)
+
+
+def bring(ask: Ask, folders: Mapping[str, Path], names: re.Pattern[str]) -> bool:
+    """The same, by whatever way there is to what runs templates/mirror.sh there, or its like."""
     known = {folder: _known(folder, names) for folder in folders.values()}
     lines = [f"F\t{path}" for path in folders]
     for index, folder in enumerate(folders.values()):
         lines += [f"K\t{stamp}\t{size}\t{index}/{name}" for name, (stamp, size) in known[folder].items()]
-    arguments = [names.pattern, GROWING.pattern, str(PIECE), str(MOST)]
-    command = ["sh", "-c", text("mirror"), "mirror", *arguments]
-    said = output(tunnel, command, input=listed(lines), timeout=PATIENCE + 2 * MOST / SLOWEST)
+    said = ask([names.pattern, GROWING.pattern, str(PIECE), str(MOST)], lines)
     pieces, more = _pieces(said, names)
     for index, folder in enumerate(folders.values()):
         if own := [piece for piece in pieces if piece.index == index]:
             _apply(folder, own, known[folder])
     return more
+
+
+def bring_whole(files: Iterable[tuple[str, float, int, IO[bytes]]], folder: Path, names: re.Pattern[str]) -> None:
+    """What is new in files that come whole: name, time, size and content of each. Raises StoreError."""
+    for name, changed, size, data in files:
+        if not names.fullmatch(name):
+            continue
+        known = _known(folder, re.compile(re.escape(name)))
+        at = known.get(name, ("-", 0))[1]
+        if GROWING.fullmatch(name):
+            skipped = 0
+            while skipped < at and (block := data.read(min(PIECE, at - skipped))):
+                skipped += len(block)
+            while (block := data.read(PIECE)) or at == size == 0:
+                _apply(folder, [_Piece(kind="G", start=at, stamp="-", index=0, name=name, data=block)], known)
+                at += len(block)
+                if not block:
+                    break
+        elif size <= MOST:
+            stamp = f"{size} {int(changed)}"
+            _apply(folder, [_Piece(kind="W", start=0, stamp=stamp, index=0, name=name, data=data.read())], known)
 
 
 def _known(folder: Path, names: re.Pattern[str]) -> dict[str, tuple[str, int]]:

@@ -101,7 +101,8 @@ class TaskRecord:
         """Move what the ranks wrote in a failed attempt out of the way of the next."""
         folder = self.files.attempt(attempt)
         folder.mkdir(exist_ok=True)
-        for path in [*self.folder.glob("rank_*"), self.files.launch_log, self.files.result]:
+        nodes = self.folder.glob("node_*.json")
+        for path in [*self.folder.glob("rank_*"), *nodes, self.files.launch_log, self.files.result]:
             if path.exists():
                 path.replace(folder / path.name)
 

@@ -14,6 +14,7 @@ from launcher.run import run as run  # at once: the module of that name must not
 _install_excepthook()
 
 if TYPE_CHECKING:
+    from executors.docker.executor import DockerExecutor as DockerExecutor
     from executors.local import LocalExecutor as LocalExecutor
     from executors.packaging import GitArchivePackager as GitArchivePackager
     from executors.packaging import HybridPackager as HybridPackager
@@ -39,6 +40,7 @@ else:
         "Script": "launcher.script",
         "autoconvert": "launcher.autoconvert",
         "LocalExecutor": "executors.local",
+        "DockerExecutor": "executors.docker.executor",
         "SlurmExecutor": "executors.slurm.executor",
         "SubmititExecutor": "executors.submitit.executor",
         "LocalTunnel": "executors.tunnel",

@@ -12,7 +12,15 @@ from pathlib import Path
 _TOP = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 _OURS = frozenset(
     os.path.join(_TOP, name)
-    for name in ("launcher", "executors", "executors/slurm", "executors/ssh", "experiments", "gemma_models/recipes")
+    for name in (
+        "launcher",
+        "executors",
+        "executors/docker",
+        "executors/slurm",
+        "executors/ssh",
+        "experiments",
+        "gemma_models/recipes",
+    )
 )
 
 _CALLED: ContextVar[str] = ContextVar("called", default="")

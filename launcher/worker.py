@@ -82,6 +82,10 @@ class JobFiles:
     def failure(self, rank: int) -> pathlib.Path:
         return self.folder / f"rank_{rank}.failure.json"
 
+    def node(self, number: int) -> pathlib.Path:
+        """How the processes of a node ended, where the node is a container (see launcher.ranks)."""
+        return self.folder / f"node_{number}.json"
+
     def attempt(self, number: int) -> pathlib.Path:
         """The folder that takes the logs of an attempt that failed and was followed by another; 1 is the first."""
         return self.folder / f"attempt_{number}"

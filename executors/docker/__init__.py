@@ -1,0 +1,1 @@
+"""Containers of a Docker engine, on this machine or another."""

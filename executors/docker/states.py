@@ -1,0 +1,88 @@
+"""How a task stands, from how its containers do: its status, a line for a person, and why it failed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from executors.base import Failure, JobState, Plan, Status
+from executors.failures import Exit, describe_exit, first_failure
+from launcher.worker import JobFiles
+
+MEMORY: Final = "\n  try: memory='...' for more, or a smaller micro_batch_size"
+AGAIN: Final = "\n  try: retries=N to have it started again"
+NO_PROGRAM: Final = re.compile(r'exec: "(.+?)"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """A container that has ended. oom: the engine saw it killed for want of memory, which not every engine says."""
+
+    name: str
+    node: int
+    code: int
+    oom: bool = False
+    error: str = ""
+    log: str = ""
+
+
+def running(names: Sequence[str]) -> JobState:
+    return JobState(
+        status=Status.RUNNING, detail=f"container {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
+    )
+
+
+def state_of(plan: Plan, ends: Sequence[End], *, away: bool) -> JobState:
+    """How a task stands whose containers have all ended; a group has succeeded only when all of them have.
+
+    What they left is in the plan's folder already. away: the engine was, meanwhile.
+    """
+    if not any(end.code for end in ends):
+        return JobState(status=Status.SUCCEEDED)
+    return JobState(status=Status.FAILED, failure=_failure(plan, ends, away))
+
+
+def _failure(plan: Plan, ends: Sequence[End], away: bool) -> Failure:
+    files = JobFiles(plan.folder)
+    reports = {end.node: _report(files, end.node) for end in ends}
+    # A container whose first process was killed left no word, and the others then waited for it in vain.
+    for end in ends:
+        if end.code and reports[end.node] is None:
+            return Failure(rank=None, cause=_silent(end, away), traceback=end.log)
+    told = [report for report in reports.values() if report is not None]
+    exits = [Exit(rank, status, time) for report in told for rank, status, time in report["exits"]]
+    found = first_failure(files, exits) or Failure(rank=None, cause="it failed, and nobody said why")
+    asked = all(report["asked"] for report in told) and told[0]["asked"]  # else one failed, and the others were ended
+    if any(report["oom"] for report in told) and "SIGKILL" in found.cause:
+        cause = f"killed for want of memory{MEMORY}"
+    elif asked:
+        why = "its engine was stopped" if away else "by `docker stop`, or because its engine was stopped"
+        cause = f"it was asked to end ({asked}), {why}{AGAIN}"
+    else:
+        return found
+    return Failure(rank=found.rank, cause=cause, traceback=found.traceback)
+
+
+def _silent(end: End, away: bool) -> str:
+    if end.code == 137:
+        if end.oom:
+            return f"container {end.name} was killed for want of memory{MEMORY}"
+        if away:
+            return f"container {end.name} was killed when its engine was stopped or crashed{AGAIN}"
+        return f"container {end.name} was killed by SIGKILL, from outside (docker kill) or for want of memory{AGAIN}"
+    if missing := NO_PROGRAM.search(end.error):
+        return f"there is no {missing[1]} in the image\n  try: python='/path/to/python' of the image"
+    status = end.code - 128 if end.code > 128 else 0
+    words = describe_exit(-status if status else end.code)
+    return f"container {end.name} {words}" + (f": {end.error}" if end.error else "")
+
+
+def _report(files: JobFiles, node: int) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        found: dict[str, Any] = json.loads(files.node(node).read_text(encoding="utf-8"))
+        return found
+    return None

@@ -1,0 +1,306 @@
+"""Looks after this process's tasks on one engine: a thread that starts, asks and fetches, for all of them at once.
+
+What it is told while the engine cannot be reached is done when it can be again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from executors.base import Failure, Handle, JobState, Plan, Status
+from executors.docker import delivery, files
+from executors.docker.containers import ATTEMPT, EXPERIMENT, NODE, TASK, folder
+from executors.docker.engine import Engine
+from executors.docker.states import End, running, state_of
+from launcher.errors import ExecutorError, TunnelError
+from launcher.worker import write_json
+
+if TYPE_CHECKING:
+    from executors.docker.executor import DockerExecutor
+
+PAUSE: Final = 0.5  # seconds between two questions to the engine
+QUICK, SLOW = 1.0, 5.0  # seconds between two looks at the files of a task that is followed, and of another
+GRACE: Final = 12.0  # seconds that a container has to end in; its first process takes fewer for its ranks
+LONGEST: Final = 15.0  # seconds between two attempts to reach an engine that is away
+LOG_LINES: Final = 20
+LIVE: Final = ("running", "paused", "restarting", "removing")
+
+Row = dict[str, Any]
+"""What the engine lists of a container."""
+
+_watches: dict[tuple[int, Hashable], Watch] = {}
+_lock = threading.Lock()
+
+
+class DockerJob(Handle):
+    """A plan on its way through an engine, in one of its attempts."""
+
+    def __init__(self, plan: Plan, executor: DockerExecutor, wake: Callable[[], None]) -> None:
+        self.plan = plan
+        self.executor = executor
+        self.wake = wake
+        self.attempt = 1 + len(list(plan.folder.glob("attempt_*")))
+        self.state = JobState(status=Status.QUEUED, accepted=False)
+        self.started = False
+        self.seen = False  # somebody has asked how it stands
+        self.away = False  # the engine was, since it started
+        self.cancelled = False
+        self.now = False
+        self.ending: float | None = None  # since when its containers are to end
+        self.signal = ""  # what they were sent
+        self.looked = 0.0
+
+    @property
+    def ended(self) -> bool:
+        return self.state.status.final
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        task, _, experiment = self.plan.job.partition(".")
+        return experiment, task, str(self.attempt)
+
+    @property
+    def outcome(self) -> Path:
+        """How this attempt ended. Written before its containers go, so that whoever finds none knows."""
+        return self.plan.folder / f"ended_{self.attempt}.json"
+
+    def set(self, state: JobState) -> None:
+        changed = state != self.state
+        self.state = state
+        if changed:
+            self.wake()
+
+
+def watch(host: str | None, place: Hashable) -> Watch:
+    """The one of a place, in this process."""
+    with _lock:
+        return _watches.setdefault((os.getpid(), place), Watch(Engine(host)))
+
+
+class Watch:
+    """The tasks that this process knows of on an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._jobs: list[DockerJob] = []
+        self._guard = threading.Lock()
+        self._news = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._trouble = 0
+
+    def add(self, jobs: Sequence[DockerJob]) -> None:
+        """Tasks to start, in this order."""
+        with self._guard:
+            self._jobs.extend(jobs)
+        self._soon()
+
+    def attach(self, jobs: Sequence[DockerJob]) -> list[DockerJob]:
+        """Those that were started, with how they stand. Raises LaunchError."""
+        rows = self._rows()
+        found = []
+        for handle in jobs:
+            own = rows.get(handle.key, [])
+            if handle.outcome.exists() or any(row["State"] != "created" for row in own):
+                handle.started = all(row["State"] != "created" for row in own)
+                found.append(handle)
+                self._note(handle, own)
+        with self._guard:
+            self._jobs.extend(handle for handle in found if not handle.ended)
+        return found
+
+    def cancel(self, jobs: Sequence[DockerJob], *, now: bool) -> None:
+        for handle in jobs:
+            handle.cancelled, handle.now = True, handle.now or now
+        self._soon()
+
+    def fetch(self, jobs: Sequence[DockerJob], rank: int | None) -> None:
+        """What is new of their files. Raises LaunchError."""
+        rows = self._rows()
+        names = files.LOGS if rank is None else re.compile(rf"rank_{rank}\.(out|err)")
+        for handle in jobs:
+            self._look(handle, rows.get(handle.key, []), names)
+
+    def look_after(self, jobs: Sequence[DockerJob]) -> None:
+        """From the second call on: who looks once at what was attached has seen it already."""
+        if all(handle.seen or handle.ended for handle in jobs):
+            self._start()
+        for handle in jobs:
+            handle.seen = True
+
+    def _start(self) -> None:
+        with self._guard:
+            if self._thread is None and any(not handle.ended for handle in self._jobs):
+                self._thread = threading.Thread(target=self._run, daemon=True, name=f"watch {self.engine.host}")
+                self._thread.start()
+
+    def _soon(self) -> None:
+        self._news.set()
+        self._start()
+
+    def _run(self) -> None:
+        while True:
+            self._news.clear()
+            with self._guard:
+                self._jobs[:] = [handle for handle in self._jobs if not handle.ended]
+                live = list(self._jobs)
+                if not live:
+                    self._thread = None
+                    return
+            try:
+                self._round(live)
+                self._trouble = 0
+            except Exception as error:
+                if not isinstance(error, TunnelError):  # a defect of ours must not leave tasks without anybody
+                    logging.getLogger(__name__).exception("the watch of %s goes on", self.engine.host)
+                self._trouble += 1
+                for handle in live:
+                    handle.away = True
+                    handle.set(replace(handle.state, detail=f"{str(error).splitlines()[0]}; trying again"))
+            self._news.wait(min(LONGEST, PAUSE * 2**self._trouble) if self._trouble else PAUSE)
+
+    def _round(self, live: Sequence[DockerJob]) -> None:
+        for handle in live:
+            if not handle.started and not handle.cancelled:
+                self._begin(handle)
+        rows = self._rows()
+        for handle in live:
+            if not handle.ended:
+                own = rows.get(handle.key, [])
+                self._end(handle, own)
+                self._note(handle, own)
+
+    def _begin(self, handle: DockerJob) -> None:
+        """Have its containers run: those of a further attempt are made first."""
+        try:
+            if handle.attempt > 1:
+                delivery.again(self.engine, handle.executor, handle.plan, handle.attempt)
+            with self.engine.asked(f"task {handle.plan.name!r}") as client:
+                found = delivery.find(client, handle.plan.job)
+                if len(found) < handle.plan.nodes:
+                    raise ExecutorError(f"the containers of task {handle.plan.name!r} were removed before it started")
+                for container in sorted(found, key=lambda container: container.labels[NODE]):
+                    if container.status == "created":
+                        container.start()
+        except ExecutorError as error:
+            self._settle(handle, JobState(status=Status.FAILED, failure=Failure(rank=None, cause=str(error))))
+            delivery.remove(self.engine, handle.plan.job)
+        else:
+            handle.started = True
+
+    def _rows(self) -> dict[tuple[str, str, str], list[Row]]:
+        """All containers of ours, by experiment, task and attempt: one question, whatever their number."""
+        with self.engine.asked("its containers") as client:
+            listed: list[Row] = client.api.containers(all=True, filters={"label": [EXPERIMENT]})
+        found: dict[tuple[str, str, str], list[Row]] = {}
+        for row in sorted(listed, key=lambda row: int(row["Labels"][NODE])):
+            known = row["Labels"]
+            found.setdefault((known[EXPERIMENT], known[TASK], known[ATTEMPT]), []).append(row)
+        return found
+
+    def _end(self, handle: DockerJob, rows: Sequence[Row]) -> None:
+        """Have its containers end, if somebody asked for it, or one of them has failed."""
+        live = [row for row in rows if row["State"] in LIVE]
+        if not live or not (handle.cancelled or any(_failed(row) for row in rows)):
+            return
+        handle.ending = handle.ending or time.monotonic()
+        late = time.monotonic() - handle.ending > GRACE
+        signal = "SIGKILL" if handle.now or late else "SIGTERM"
+        if signal != handle.signal:
+            handle.signal = signal
+            with self.engine.asked(f"task {handle.plan.name!r}") as client:
+                for row in live:
+                    with _unless_it_ended():
+                        client.api.kill(row["Id"], signal)
+
+    def _note(self, handle: DockerJob, rows: Sequence[Row]) -> None:
+        """What can be said of a task now."""
+        if handle.outcome.exists():
+            handle.set(_read(handle.outcome))
+        elif any(row["State"] in LIVE for row in rows):
+            every = QUICK if handle.plan.follow else SLOW
+            if time.monotonic() - handle.looked >= every:
+                handle.looked = time.monotonic()
+                self._look(handle, rows, files.LOGS if handle.plan.follow else files.SMALL)
+            if handle.started:
+                handle.set(running([_name(row) for row in rows]))
+        elif handle.cancelled and (not handle.started or not rows):
+            self._settle(handle, JobState(status=Status.CANCELLED))
+        elif handle.started and len(rows) < handle.plan.nodes:
+            cause = "its containers were removed, by somebody else"
+            self._settle(handle, JobState(status=Status.FAILED, failure=Failure(rank=None, cause=cause)))
+        elif handle.started:
+            ends = self._ends(handle, rows)
+            state = state_of(handle.plan, ends, away=handle.away)
+            if handle.cancelled:
+                state = JobState(status=Status.CANCELLED)
+            self._settle(handle, state)
+
+    def _ends(self, handle: DockerJob, rows: Sequence[Row]) -> list[End]:
+        """How its containers ended, with all that they left brought here."""
+        found = []
+        with self.engine.asked(f"task {handle.plan.name!r}") as client:
+            self._look(handle, rows, files.ALL)
+            for row in rows:
+                state = client.api.inspect_container(row["Id"])["State"]
+                end = End(
+                    name=_name(row),
+                    node=int(row["Labels"][NODE]),
+                    code=int(state["ExitCode"]),
+                    oom=bool(state.get("OOMKilled")),
+                    error=str(state.get("Error") or ""),
+                    log=client.api.logs(row["Id"], tail=LOG_LINES).decode(errors="replace").strip(),
+                )
+                found.append(end)
+        return found
+
+    def _look(self, handle: DockerJob, rows: Sequence[Row], names: re.Pattern[str]) -> None:
+        """Bring what is new of its files: all its containers share them."""
+        there, here = folder(handle.plan, handle.attempt), handle.plan.folder
+        with self.engine.asked(f"the files of task {handle.plan.name!r}") as client, _unless_it_ended():
+            live = [row for row in rows if row["State"] == "running"]
+            if live:
+                files.follow(client.containers.get(live[0]["Id"]), handle.executor.python, there, here, names)
+            elif rows and rows[0]["State"] != "created":
+                files.bring_all(client.containers.get(rows[0]["Id"]), there, here)
+
+    def _settle(self, handle: DockerJob, state: JobState) -> None:
+        failure = None if state.failure is None else asdict(state.failure)
+        write_json(handle.outcome, {"status": state.status.value, "failure": failure})
+        handle.set(state)
+
+
+def _read(outcome: Path) -> JobState:
+    found = json.loads(outcome.read_text(encoding="utf-8"))
+    failure = None if found["failure"] is None else Failure(**found["failure"])
+    return JobState(status=Status(found["status"]), failure=failure)
+
+
+def _name(row: Row) -> str:
+    return str(row["Names"][0]).removeprefix("/")
+
+
+def _failed(row: Row) -> bool:
+    """Its exit code is in words alone: "Exited (137) 3 seconds ago"."""
+    return row["State"] in ("exited", "dead") and "Exited (0)" not in row["Status"]
+
+
+@contextlib.contextmanager
+def _unless_it_ended() -> Iterator[None]:
+    """What is asked of a container that has ended meanwhile is refused, and is no error."""
+    from docker.errors import APIError
+
+    try:
+        yield
+    except APIError as error:
+        if error.status_code not in (404, 409):
+            raise
