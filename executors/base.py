@@ -427,6 +427,17 @@ class Executor(Strict, ABC):
     def clean(self, plan: Plan) -> None:
         """The task is over, its retries too: take away what must not stay (its secrets)."""
 
+    def forget(self, plan: Plan) -> None:
+        """Its launcher was killed before it submitted the task: take away what that had made. Raises LaunchError."""
+        return None
+
+    def prune(self, keep: Callable[[str, str], bool]) -> list[str]:
+        """Take away what is left in its place of this launcher's tasks, and say what it was. Raises LaunchError.
+
+        keep: whether a task, given its experiment's id and its folder's name, may need it yet.
+        """
+        return []
+
     def end_strays(self, plan: Plan) -> None:
         """Nobody looks after the task any more: end what it may have left behind."""
         self.clean(plan)

@@ -168,6 +168,9 @@ class Conductor:
                 cause = f"{job.executor.describe_place()} had it, and does not know it any more: it never started"
                 self._write(job, "failed", rank=None, cause=cause)
             elif not _over(job.status):
+                if job.executor.outlives:
+                    with contextlib.suppress(LaunchError):
+                        job.executor.forget(job.plan)
                 job.status = Status.LOST
 
     def look(self) -> None:

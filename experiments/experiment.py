@@ -283,24 +283,25 @@ class Experiment:
                 replace(plan, follow=tail_logs or added.tail_logs)
                 for plan, added in zip(plans, self._added, strict=True)
             ]
-        record = self._prepare(plans, sequential=sequential, tail_logs=tail_logs, detach=detach)
-        self._has_run = True
-        jobs = [
-            Job(task, plan, added.executor) for task, plan, added in zip(record.tasks, plans, self._added, strict=True)
-        ]
-        if detach and (sequential or not self._needs_nobody()):
-            from experiments import detached
+        with contextlib.ExitStack() as alone:  # from the first on: nobody takes what is being prepared for left behind
+            record = self._prepare(plans, alone, sequential=sequential, tail_logs=tail_logs, detach=detach)
+            self._has_run = True
+            jobs = [
+                Job(task, plan, added.executor)
+                for task, plan, added in zip(record.tasks, plans, self._added, strict=True)
+            ]
+            if detach and (sequential or not self._needs_nobody()):
+                from experiments import detached
 
-            try:
-                detached.start(record)
-            except BaseException as error:
-                self._give_up(record, plans, error)
-                raise
-        else:
-            tail = any(task.tail_logs for task in record.tasks)
-            monitor = Monitor(progress, tail=tail, quiet=LEVELS.index(self.log_level) > LEVELS.index("INFO"))
-            conductor = Conductor(jobs, sequential=sequential, monitor=monitor)
-            with only_conductor(record.folder):
+                try:
+                    detached.start(record)
+                except BaseException as error:
+                    self._give_up(record, plans, error)
+                    raise
+            else:
+                tail = any(task.tail_logs for task in record.tasks)
+                monitor = Monitor(progress, tail=tail, quiet=LEVELS.index(self.log_level) > LEVELS.index("INFO"))
+                conductor = Conductor(jobs, sequential=sequential, monitor=monitor)
                 try:
                     conductor.submit_all() if detach else conductor.run()
                 except KeyboardInterrupt:
@@ -325,8 +326,13 @@ class Experiment:
             for added in self._added
         )
 
-    def _prepare(self, plans: list[Plan], *, sequential: bool, tail_logs: bool, detach: bool) -> ExperimentRecord:
-        """The experiment's folder, with everything that its tasks need in it; nothing is left of it if that fails."""
+    def _prepare(
+        self, plans: list[Plan], alone: contextlib.ExitStack, *, sequential: bool, tail_logs: bool, detach: bool
+    ) -> ExperimentRecord:
+        """The experiment's folder, with everything that its tasks need in it; nothing is left of it if that fails.
+
+        alone: is entered as the one that writes the experiment's events.
+        """
         needs = needs_in(self._added)
         tasks = [
             {
@@ -339,6 +345,7 @@ class Experiment:
             for added in self._added
         ]
         record = self._store.create(self.id, self.title, tasks, sequential=sequential)
+        alone.enter_context(only_conductor(record.folder))
         prepared: list[tuple[Executor, Plan]] = []
         notes: list[str] = []
         try:

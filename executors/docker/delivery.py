@@ -20,6 +20,7 @@ from executors.docker.containers import (
     ATTEMPT,
     EXPERIMENT,
     ROOT,
+    STORE,
     TASK,
     Spec,
     engine_kwargs,
@@ -110,6 +111,17 @@ def find(client: Any, job: str) -> list[Container]:
     wanted = [f"{TASK}={task}", f"{EXPERIMENT}={experiment}"]
     found: list[Container] = client.containers.list(all=True, filters={"label": wanted}, ignore_removed=True)
     return found
+
+
+def jobs_of(engine: Engine, store: str) -> list[str]:
+    """The tasks of a launcher of which the engine has anything. Raises LaunchError."""
+    filters: dict[str, str | list[str] | bool] = {"label": f"{STORE}={store}"}
+    with engine.asked("what is left") as client:
+        containers = client.containers.list(all=True, filters=filters, ignore_removed=True)
+        known = [container.labels for container in containers]
+        known += [volume.attrs["Labels"] for volume in client.volumes.list(filters=filters)]
+        known += [network.attrs["Labels"] for network in client.networks.list(filters=filters)]
+    return sorted({f"{found[TASK]}.{found[EXPERIMENT]}" for found in known})
 
 
 def remove(engine: Engine, job: str) -> list[str]:

@@ -53,6 +53,16 @@ def address() -> str:
     return str(context.Host).removeprefix("http+")
 
 
+def current() -> str | None:
+    """The same, where somebody has chosen one, or has the socket of one here; None where there is none to ask."""
+    try:
+        found = address()
+    except ExecutorError:
+        return None
+    socket = found.removeprefix("unix://")
+    return found if socket == found or os.path.exists(socket) else None
+
+
 def _require() -> None:
     try:
         import docker  # noqa: F401

@@ -220,15 +220,30 @@ class DockerExecutor(Executor):
         with contextlib.suppress(LaunchError):
             self.end_strays(plan)
 
+    def forget(self, plan: Plan) -> None:
+        self.end_strays(plan)
+
     def end_strays(self, plan: Plan) -> None:
         from executors.docker.delivery import remove
 
         remove(self._watch().engine, plan.job)
 
+    def prune(self, keep: Callable[[str, str], bool]) -> list[str]:
+        from executors.docker.delivery import jobs_of, remove
+
+        engine = self._watch().engine
+        return [gone for job in jobs_of(engine, self.store) if not keep(*_names(job)) for gone in remove(engine, job)]
+
     def _watch(self) -> Watch:
         from executors.docker.watch import watch
 
         return watch(self.host, self.place)
+
+
+def _names(job: str) -> tuple[str, str]:
+    """Experiment and task."""
+    task, _, experiment = job.partition(".")
+    return experiment, task
 
 
 def _own(handle: Handle) -> DockerJob:

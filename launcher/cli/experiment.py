@@ -1,4 +1,4 @@
-"""`gemma-launch experiment list | status | logs | cancel | attach`."""
+"""`gemma-launch experiment list | status | logs | cancel | prune | attach`."""
 
 from __future__ import annotations
 
@@ -179,6 +179,18 @@ def attach(
             tunnel = SSHTunnel(host, user, port, identity, job_dir=job_dir, ssh_config=ssh_config)
     record = take_over(tunnel, experiment)
     click.echo(f"{record.id}: {record.folder}")
+
+
+@experiment.command()
+def prune() -> None:
+    """Take away what experiments that are over have left in the places where they ran, and say what."""
+    from executors.docker.engine import current
+    from executors.docker.executor import DockerExecutor
+    from experiments.pruning import prune as take_away
+
+    engine = current()
+    gone = take_away([DockerExecutor(host=engine)] if engine else [], _warn)
+    click.echo("\n".join(f"removed {name}" for name in gone) or "nothing is left of experiments that are over")
 
 
 def _warn(texts: Sequence[str]) -> None:
