@@ -9,6 +9,7 @@ import secrets
 import tarfile
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from executors.package import Package
@@ -40,8 +41,9 @@ def archive(package: Package) -> Path:
     return made
 
 
+@cache
 def own_package() -> Package:
-    """Our own packages, which a job needs beside its training stack. Writes nothing."""
+    """Our own packages, which a job needs beside its training stack, as they were first seen. Writes nothing."""
     root = Path(__file__).resolve().parents[1]
     found = (path for name in OURS for path in (root / name).rglob("*") if path.suffix in SUFFIXES)
     return Package(root=root, files=tuple(sorted((path.relative_to(root).as_posix(), path) for path in found)))
