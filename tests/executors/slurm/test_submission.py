@@ -25,7 +25,8 @@ from launcher.errors import TunnelError
 from tests.executors.slurm.cluster import HELD, Cluster, tar, text
 from tests.labs.machine import until
 from tests.labs.proxy import Proxy
-from tests.labs.slurm.lab import ROOT, SlurmLab
+from tests.labs.slurm.lab import SlurmLab
+from tests.labs.users import ROOT
 
 
 @pytest.fixture
