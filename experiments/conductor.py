@@ -138,10 +138,13 @@ class Conductor:
         with collected(self.wake) as signals, self._monitor:
             self._start_what_can()
             stopped = False
-            while any(job.handle is not None and (stopped or not job.accepted) for job in self._jobs):
+            while any(unit.waiting for unit in self._units) or any(
+                job.handle is not None and (stopped or not job.accepted) for job in self._jobs
+            ):
                 if signals and not stopped:
                     stopped = True
                     self._stop(self._units)
+                self._start_what_can()  # those that were added before what they need
                 self._sleep()
                 self._poll(self._units)
         if signals:

@@ -133,6 +133,15 @@ def test_detached_nobody_here_looks_after_it_until_somebody_asks(slurm_lab: Slur
     assert len(jobs_of(slurm_lab, record)) == 2
 
 
+def test_detached_tasks_are_submitted_whatever_the_order_they_were_added_in(slurm_lab: SlurmLab) -> None:
+    with run.Experiment("order") as experiment:
+        for name, needs in (("last", ["middle"]), ("middle", ["first"]), ("first", [])):
+            experiment.add(run.Script(inline="true"), executor=cluster(slurm_lab), name=name, dependencies=needs)
+        assert experiment.run(detach=True) == []
+    assert len(jobs_of(slurm_lab, only())) == 3
+    assert len(experiment.wait()) == 3
+
+
 def test_wait_looks_after_it_too(slurm_lab: SlurmLab) -> None:
     with run.Experiment("waited for") as experiment:
         experiment.add(run.Partial(on_cluster.work, 1.0), executor=cluster(slurm_lab))
