@@ -18,6 +18,8 @@ ELEMENT: Final = """\
 mkdir -p "array_$SLURM_ARRAY_TASK_ID" && cd "array_$SLURM_ARRAY_TASK_ID" || exit
 ln -sf ../task.json ../environment.sh ../secrets.json . && exec >>launch.log 2>&1 || exit"""
 """Each element of an array works in a folder of its own."""
+ELEMENT_ID: Final = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+"""SLURM_JOB_ID of one of them is the id of all."""
 
 
 AGAIN: Final = """\
@@ -56,13 +58,15 @@ def render(
     about: what a comment says. folder: the job's. warning: the signal that says that its time is nearly over. setup:
     lines of shell. srun, command: argument lists, of the step and of each of its tasks.
     """
+    job = ELEMENT_ID if array else "$SLURM_JOB_ID"
     return _filled(
         "job.sh",
+        job=job,
         directives=directives(options),
         about=about,
         folder=shlex.quote(str(folder)),
         array=ELEMENT if array else "",
-        ends=_filled("requeue.sh", retries=str(retries)) if retries else _filled("final.sh"),
+        ends=_filled("requeue.sh", job=job, retries=str(retries)) if retries else _filled("final.sh"),
         warning=f"trap 'touch stop' {warning}" if warning else "",
         setup="\n    ".join(setup),
         srun=_line(srun),

@@ -7,7 +7,7 @@ again() { # STATUS REASON: have it start once more, if that may help
     note "$2"
     if reason=$(hopeless); then finish "$1" "$reason $2"; fi
     trap '' TERM # which comes with the requeue
-    scontrol requeue "$SLURM_JOB_ID" || finish "$1" "no-requeue $2"
+    scontrol requeue "%%job" || finish "$1" "no-requeue $2"
     exit "$1"
 }
 ended() {

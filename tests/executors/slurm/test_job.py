@@ -19,6 +19,14 @@ SHOW = """\
 import json, os, sys
 print(json.dumps([dict(os.environ), sys.argv[1:]]))
 """
+ONE_OF_ALL = """\
+if [ "$SLURM_JOB_ID" = "$SLURM_ARRAY_JOB_ID" ]; then
+    echo "$GEMMA_LAUNCHER_RESTART all"
+    exit "$((1 - GEMMA_LAUNCHER_RESTART))"
+fi
+echo "$GEMMA_LAUNCHER_RESTART one"
+until [ -e "$GEMMA_LAUNCHER_JOB_DIR/end" ]; do sleep 0.1; done
+"""
 HOSTILE = "a 'b' \"c\"\n$(touch /tmp/x) `id`; #é \\ -- "
 
 
@@ -76,6 +84,7 @@ def jobs(
             env_vars={"HOSTILE": "a  'b' $(id)"},
         ),
         "array": submit(Script(inline='echo "$SLURM_ARRAY_TASK_ID"; exit "$SLURM_ARRAY_TASK_ID"'), array="0-1"),
+        "array again": submit(Script(inline=ONE_OF_ALL), array="0-1", retries=1),
     }
     yield made
     for job in made.values():
@@ -169,6 +178,16 @@ def test_elements_of_an_array_have_folders_of_their_own(jobs: dict[str, SlurmJob
         assert job.wait_for(f"array_{element}/ended", 2).splitlines() == [element, "exit"]
         assert job.read(f"array_{element}/rank_0.out") == f"{element}\n"
     assert not job.read("ended")
+
+
+def test_the_element_that_has_the_id_of_all_is_alone_in_its_end_and_its_next_start(jobs: dict[str, SlurmJob]) -> None:
+    job = jobs["array again"]
+    assert job.wait_for("array_1/ended", 2).splitlines() == ["0", "exit"]
+    assert job.read("array_1/rank_0.out").splitlines() == ["0 all", "1 all"]
+    assert not job.read("array_0/ended"), "it waited for the others"
+    Path(job.folder, "array_0", "end").touch()
+    assert job.wait_for("array_0/ended", 2).splitlines() == ["0", "exit"]
+    assert job.read("array_0/rank_0.out").splitlines() == ["0 one"]
 
 
 def test_a_task_in_a_container(jobs: dict[str, SlurmJob]) -> None:

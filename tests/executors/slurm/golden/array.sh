@@ -59,6 +59,6 @@ wait "$!"; status=$?
 first=$(tail -n "+$((lines + 1))" launch.log | sed -n '/^srun: error: .*: tasks* [0-9,-]*: /{s/.* exit code \([0-9]*\)$/\1/p;q}')
 [ "$status" -eq 0 ] || status=${first:-$status}
 # Where Slurm ends the job, TERM is on its way, whatever srun says: where a node fails, it says 0.
-until state=$(squeue -h -j "$SLURM_JOB_ID" -o %T); [ "${state:-RUNNING}" = RUNNING ]; do sleep 1; done
+until state=$(squeue -h -j "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" -o %T); [ "${state:-RUNNING}" = RUNNING ]; do sleep 1; done
 [ "$status" -ne 0 ] || finish 0 exit
 finish "$status" exit
