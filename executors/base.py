@@ -121,7 +121,8 @@ class Plan:
     `gpus` are those that it waits for, where the place has no queue of its own. `package` is copied to `copy` before
     anything starts. Where it runs on another machine, `remote` is its folder there, which `folder` mirrors, `job` what
     the place knows it by, and `shown` names the files that a dry run prints. `follow`: what its ranks write is wanted
-    while it runs. `after`: folders, beside its own, of the tasks that its place has it wait for.
+    while it runs. `after`: folders, beside its own, of the tasks that its place has it wait for; how,
+    `dependency` says in its words.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Plan:
     gpus: int = 0
     group: str | None = None
     after: tuple[str, ...] = ()
+    dependency: str = ""
     package: Package | None = field(default=None, repr=False)
     copy: Path | None = None
     remote: Path | None = None
@@ -154,6 +156,7 @@ class Plan:
             "folder": str(self.folder),
             "group": self.group,
             "after": list(self.after),
+            "dependency": self.dependency,
             "code": None if self.copy is None else str(self.copy),
             "nodes": self.nodes,
             "ntasks_per_node": self.ntasks_per_node,
@@ -183,6 +186,7 @@ class Plan:
             gpus=found["gpus"],
             group=found["group"],
             after=tuple(found["after"]),
+            dependency=found.get("dependency", "afterok"),
             copy=None if found["code"] is None else Path(found["code"]),
             remote=None if found["remote"] is None else Path(found["remote"]),
             job=found["job"],

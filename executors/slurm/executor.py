@@ -246,6 +246,7 @@ class SlurmExecutor(Executor):
             ntasks_per_node=self.ntasks_per_node,
             group=task.group,
             after=task.after,
+            dependency=self.dependency_type,
             package=task.package,
             copy=copy,
             remote=remote,
@@ -386,7 +387,7 @@ class SlurmExecutor(Executor):
         from executors.slurm.submission import Job
 
         needs = tuple(str(Path(str(plan.remote)).with_name(name)) for name in plan.after)
-        return Job(folder=str(plan.remote), name=plan.job, needs=needs, dependency=self.dependency_type)
+        return Job(folder=str(plan.remote), name=plan.job, needs=needs, dependency=plan.dependency)
 
 
 def _own(handle: Handle) -> SlurmJob:

@@ -142,6 +142,21 @@ def test_detached_tasks_are_submitted_whatever_the_order_they_were_added_in(slur
     assert len(experiment.wait()) == 3
 
 
+def test_each_task_waits_as_its_own_executor_says(slurm_lab: SlurmLab) -> None:
+    needs = {"bad": [], "any": ["bad"], "not": ["bad"], "ok": ["bad"], "good": [], "not good": ["good"]}
+    types = {"any": "afterany", "not": "afternotok", "not good": "afternotok"}
+    with run.Experiment("types") as experiment:
+        for name, needed in needs.items():
+            script = run.Script(inline="exit 3" if name == "bad" else "true")
+            executor = cluster(slurm_lab, dependency_type=types.get(name, "afterok"))
+            experiment.add(script, executor=executor, name=name, dependencies=needed)
+        with pytest.raises(run.ExperimentFailed):
+            experiment.run(progress=False)
+    found = {name: status.value for name, status in experiment.status().items()}
+    ran = dict.fromkeys(("any", "not", "good"), "succeeded")
+    assert found == {"bad": "failed", **ran, "ok": "skipped", "not good": "skipped"}
+
+
 def test_wait_looks_after_it_too(slurm_lab: SlurmLab) -> None:
     with run.Experiment("waited for") as experiment:
         experiment.add(run.Partial(on_cluster.work, 1.0), executor=cluster(slurm_lab))
