@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import socket
 import struct
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -14,18 +16,21 @@ HARD = struct.pack("ii", 1, 0)  # closing a socket resets the connection, as a n
 
 class Proxy:
     """Listens on `port` of this machine. messages: pieces that have passed, in both directions; sent, received: bytes
-    that the client has.
+    that the client has. connections: how many it has made. turns: how often it spoke after it had been answered.
 
     cut: the line breaks at this piece, counted like `messages`, of which `half` passes or nothing.
+    delay: seconds that every piece is under way, each way; any number of them are at the same time.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, delay: float = 0) -> None:
         self._target = (host, port)
+        self._delay = delay
         self._server = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self.port: int = self._server.getsockname()[1]
-        self.messages = self.sent = self.received = 0
+        self.messages = self.sent = self.received = self.connections = self.turns = 0
+        self._answered = True
         self.cut: int | None = None
         self.half = False
 
@@ -56,19 +61,44 @@ class Proxy:
                 client, _ = self._server.accept()
             except OSError:
                 return
-            try:
-                server = socket.create_connection(self._target)
-            except OSError:
-                client.close()
-                continue
-            with self._lock:
-                self._open += [client, server]
-            for one in (client, server):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            threading.Thread(target=self._pass, args=(client, server, True), daemon=True).start()
-            threading.Thread(target=self._pass, args=(server, client, False), daemon=True).start()
+            threading.Thread(target=self._connect, args=(client,), daemon=True).start()
 
-    def _pass(self, source: socket.socket, target: socket.socket, out: bool) -> None:
+    def _connect(self, client: socket.socket) -> None:
+        time.sleep(2 * self._delay)
+        try:
+            server = socket.create_connection(self._target)
+        except OSError:
+            client.close()
+            return
+        with self._lock:
+            self._open += [client, server]
+            self.connections += 1
+            self.turns += 1
+        for one in (client, server):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for source, target, out in ((client, server, True), (server, client, False)):
+            line: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+            threading.Thread(target=self._pass, args=(source, target, out, line), daemon=True).start()
+            if self._delay:
+                threading.Thread(target=self._deliver, args=(target, line), daemon=True).start()
+
+    def _deliver(self, target: socket.socket, line: queue.SimpleQueue[tuple[float, bytes]]) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                due, piece = line.get()
+                time.sleep(max(0.0, due - time.monotonic()))
+                if not piece:
+                    target.shutdown(socket.SHUT_WR)
+                    return
+                target.sendall(piece)
+
+    def _pass(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        out: bool,
+        line: queue.SimpleQueue[tuple[float, bytes]],
+    ) -> None:
         with contextlib.suppress(OSError):
             while piece := source.recv(2**16):
                 with self._lock:
@@ -79,8 +109,16 @@ class Proxy:
                         self._drop()
                         return
                     if out:
+                        self.turns += self._answered
                         self.sent += len(piece)
                     else:
                         self.received += len(piece)
-                target.sendall(piece)
-            target.shutdown(socket.SHUT_WR)
+                    self._answered = not out
+                if self._delay:
+                    line.put((time.monotonic() + self._delay, piece))
+                else:
+                    target.sendall(piece)
+            if self._delay:
+                line.put((time.monotonic() + self._delay, b""))
+            else:
+                target.shutdown(socket.SHUT_WR)
