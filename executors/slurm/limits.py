@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -24,6 +25,8 @@ def objection(script: str, known: Mapping[str, Mapping[str, str]], partition: st
     if limits.get("State") in ("DOWN", "INACTIVE"):
         return f"partition {partition} is {limits['State']}: it starts no jobs"
     wanted, longest = minutes(asked.get("time", "")), minutes(limits.get("MaxTime", ""))
+    if asked.get("time") in ("UNLIMITED", "INFINITE"):
+        wanted = math.inf
     if wanted is not None and longest is not None and wanted > longest:
         return f"time={asked['time']} is more than partition {partition} allows ({limits['MaxTime']})"
     nodes = asked.get("nodes", "")

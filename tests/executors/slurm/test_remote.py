@@ -73,6 +73,8 @@ def test_what_a_partition_would_never_run() -> None:
 
     assert asked("gpu", time="23:00:00", nodes="4") == ""
     assert asked("gpu", time="1-01") == "time=1-01 is more than partition gpu allows (1-00:00:00)"
+    assert asked("gpu", time="UNLIMITED") == "time=UNLIMITED is more than partition gpu allows (1-00:00:00)"
+    assert asked("debug", time="UNLIMITED") == ""
     assert asked("gpu", nodes="5") == "nodes=5 is more than partition gpu has (4)"
     assert asked("debug", nodes="2", time="99-0") == "nodes=2 is more than partition debug allows (1)"
     assert asked("old") == "partition old is INACTIVE: it starts no jobs"
