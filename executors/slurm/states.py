@@ -60,7 +60,8 @@ INTERPRETER: Final = "python='/path/to/python' of the nodes, or setup_lines=['mo
 def describe(view: View, folder: Path) -> str:
     """A line for a person: "job 12: pending, waits for nodes, starts about 14:20", "job 12 on node[1-2]"."""
     if view.state in WAITING:
-        parts = [f"job {view.job_id}: pending", REASONS.get(view.reason, view.reason)]
+        reason = "is not to start yet" if view.reason == "BeginTime" and not view.started else view.reason
+        parts = [f"job {view.job_id}: pending", REASONS.get(reason, reason)]
         if why := _last_requeue(folder):
             parts.insert(1, f"after {why}")
         if view.start is not None and view.start > time.time():
@@ -96,10 +97,12 @@ def state_of(view: View, plan: Plan, *, needs_failed: bool) -> JobState:
     needs_failed: a job that it was to wait for did not succeed.
     """
     attempt = view.restarts + 1
-    if view.state in WAITING and view.started:
+    # Between two elements of an array nothing may run, and it is not started again.
+    waits = view.state in WAITING and not (view.started and view.elements)
+    if waits and view.started:
         attempt += 1  # the next one, already
     if not is_final(view):
-        status = Status.QUEUED if view.state in WAITING else Status.RUNNING
+        status = Status.QUEUED if waits else Status.RUNNING
         return JobState(status=status, detail=describe(view, plan.folder), attempt=attempt)
     status, failure = Status.SUCCEEDED, None
     if view.state.startswith("CANCELLED"):
