@@ -54,8 +54,7 @@ class DockerJob(Handle):
         self.started = False
         self.seen = False  # somebody has asked how it stands
         self.away = False  # the engine was, since it started
-        self.cancelled = False
-        self.now = False
+        self.now = False  # its end has no time
         self.ending: float | None = None  # since when its containers are to end
         self.signal = ""  # what they were sent
         self.looked = 0.0
@@ -73,6 +72,15 @@ class DockerJob(Handle):
     def outcome(self) -> Path:
         """How this attempt ended. Written before its containers go, so that whoever finds none knows."""
         return self.plan.folder / f"ended_{self.attempt}.json"
+
+    @property
+    def asked(self) -> Path:
+        """There once somebody has asked for this attempt's end: whoever sees that come must know it for no failure."""
+        return self.plan.folder / f"cancelled_{self.attempt}"
+
+    @property
+    def cancelled(self) -> bool:
+        return self.asked.exists()
 
     def set(self, state: JobState) -> None:
         changed = state != self.state
@@ -120,7 +128,8 @@ class Watch:
 
     def cancel(self, jobs: Sequence[DockerJob], *, now: bool) -> None:
         for handle in jobs:
-            handle.cancelled, handle.now = True, handle.now or now
+            handle.now = handle.now or now
+            handle.asked.touch()
         self._soon()
 
     def fetch(self, jobs: Sequence[DockerJob], rank: int | None) -> None:
@@ -174,6 +183,8 @@ class Watch:
                 self._begin(handle)
         rows = self._rows()
         for handle in live:
+            if not handle.plan.folder.is_dir():  # somebody has deleted it: the others are not to wait for that
+                handle.set(JobState(status=Status.LOST))
             if not handle.ended:
                 own = rows.get(handle.key, [])
                 self._end(handle, own)
