@@ -105,7 +105,7 @@ def state_of(view: View, plan: Plan, *, needs_failed: bool) -> JobState:
         status = Status.QUEUED if waits else Status.RUNNING
         return JobState(status=status, detail=describe(view, plan.folder), attempt=attempt)
     status, failure = Status.SUCCEEDED, None
-    if view.state.startswith("CANCELLED"):
+    if view.state.startswith("CANCELLED") or (view.state == "FAILED" and view.ended and view.ended[1] == "cancelled"):
         if needs_failed and not view.started:
             return never_started()
         status = Status.CANCELLED

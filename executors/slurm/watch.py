@@ -114,10 +114,11 @@ class Watch:
         return found
 
     def cancel(self, jobs: Sequence[SlurmJob], *, now: bool) -> None:
-        for handle in jobs:
-            handle.asked = handle.asked and handle.now == now
-            handle.ending, handle.now = True, now
-        self._soon()
+        new = [handle for handle in jobs if not handle.ending or handle.now != now]
+        for handle in new:
+            handle.ending, handle.now, handle.asked = True, now, False
+        if new:
+            self._soon()
 
     def knows(self, plan: Plan) -> bool:
         """Whether it is or was among its jobs."""
@@ -249,6 +250,8 @@ class Watch:
         if state.status.final and (view.ended is None or view.elements):
             # Its script had no time to take its secrets away; that of an array's element leaves them to the others.
             submission.cancel(self._tunnel, [handle.job])
+        if handle.ending and state.status is Status.QUEUED:  # its script had it started again in that moment
+            handle.asked = False
         handle.set(state)
 
     def _needs_failed(self, handle: SlurmJob) -> bool:

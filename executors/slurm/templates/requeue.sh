@@ -5,6 +5,7 @@ hopeless() { # too many ends, or three starts in a row without a step
 }
 again() { # STATUS REASON: have it start once more, if that may help
     note "$2"
+    [ ! -e cancel ] || finish "$1" cancelled
     if reason=$(hopeless); then finish "$1" "$reason $2"; fi
     trap '' TERM # which comes with the requeue
     scontrol requeue "%%job" || finish "$1" "no-requeue $2"
@@ -19,5 +20,6 @@ ended() {
     esac
 }
 touch started requeues
+[ ! -e cancel ] || finish 143 cancelled # while it had itself started again, and did not hear of it
 [ "$(grep -c "^$SLURM_JOB_ID " started)" -eq "$(wc -l <requeues)" ] || note node-failure # it left no word
 if reason=$(hopeless); then finish 1 "$reason node-failure"; fi

@@ -75,6 +75,7 @@ def jobs(
         "cancel": submit(Script(inline=in_folder + wait), retries=2),
         "warned": submit(Script(inline=in_folder + wait), retries=2),
         "fails": submit(Script(inline="exit 5"), retries=1),
+        "deaf": submit(Script(inline=in_folder + "until [ -e cancel ]; do sleep 0.1; done; exit 5"), retries=2),
         "crashes": submit(Script(inline="exit 6"), retries=9),
         "container": submit(
             Script(inline="pwd; ls / /here; echo $HOSTILE", entrypoint="bash"),
@@ -164,6 +165,14 @@ def test_a_failure_is_tried_again_up_to_retries(jobs: dict[str, SlurmJob]) -> No
     job = jobs["fails"]
     assert job.end() == ["5", "out-of-retries failure"]
     assert [line.split()[1] for line in job.read("started").splitlines()] == ["0", "1"]
+
+
+def test_one_that_ends_when_it_is_cancelled_is_not_tried_again(jobs: dict[str, SlurmJob]) -> None:
+    job = jobs["deaf"]
+    job.wait_for("started")
+    job.tunnel.put(b"", str(job.folder / "cancel"))  # scancel itself may fall between this start and the next
+    assert job.end() == ["5", "cancelled"]
+    assert len(job.read("started").splitlines()) == 1
 
 
 def test_a_job_that_makes_no_step_is_given_up(jobs: dict[str, SlurmJob]) -> None:

@@ -39,3 +39,8 @@ def test_who_asked_for_a_later_start_is_not_told_of_another(started: bool, words
     assert describe(View(job_id=12, state="PENDING", reason="BeginTime", started=started), tmp_path) == (
         f"job 12: pending, {words}"
     )
+
+
+def test_what_was_cancelled_in_the_moment_that_it_failed_is_cancelled(tmp_path: Path) -> None:
+    assert seen(tmp_path, state="FAILED", ended=(5, "cancelled"), started=True)[0] is Status.CANCELLED
+    assert seen(tmp_path, state="FAILED", ended=(5, "exit"), started=True)[0] is Status.FAILED
