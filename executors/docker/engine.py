@@ -117,7 +117,7 @@ class Engine:
         if any(isinstance(each, PermissionError) for each in chain) or "PermissionError" in text:
             what = f"you may not use the engine at {self.host}: permission denied on its socket"
             return TunnelError(what, hint="sudo usermod -aG docker $USER, and log in again; or a rootless engine")
-        kinds = {"FileNotFoundError": "there is no socket", "ConnectionRefusedError": "nobody listens"}
+        kinds = {"FileNotFoundError": "there is no socket", "Connection refused": "nobody listens"}
         why = next((words for kind, words in kinds.items() if kind in text), str(error).splitlines()[0])
         if self.host.startswith("ssh://") and "Server API version" in text:
             return TunnelError(

@@ -203,8 +203,8 @@ class Watch:
                     if container.status == "created":
                         container.start()
         except ExecutorError as error:
-            self._settle(handle, JobState(status=Status.FAILED, failure=Failure(rank=None, cause=str(error))))
             delivery.remove(self.engine, handle.plan.job)
+            self._settle(handle, JobState(status=Status.FAILED, failure=Failure(rank=None, cause=str(error))))
         else:
             handle.started = True
 
