@@ -118,11 +118,11 @@ def test_a_folder_out_of_reach_takes_nothing_away(tunnel: SSHTunnel, there: Path
     (there / "result.json").write_text("{}")
     (there / "launch.log").write_text("log")
     bring(tunnel, there, here)
-    there.rename(there.with_name("moved"))
+    there.rename(there.with_name(f"{there.name}_moved"))
     bring(tunnel, there, here)
     mirror(tunnel, {str(there): here, str(there.parent): here.with_name("other")}, NAMES)
     assert set(tree(here)) == {"result.json", "launch.log"}
-    there.with_name("moved").rename(there)
+    there.with_name(f"{there.name}_moved").rename(there)
 
 
 def test_big_files_come_in_bounded_pieces(there: Path, here: Path, sshd: Sshd) -> None:
