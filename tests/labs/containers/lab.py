@@ -100,6 +100,7 @@ class ContainerLab(SharedLab):
     def start(self) -> None:
         """Start it, unless it runs, and wait until it answers."""
         if self.daemons.pid(ENGINE) is None:
+            until(lambda: self.daemons.pid("door") is None, 10, "the end of the last one")
             self._forget_dead_helpers()
             [inside] = children(self.daemons.pid(NAMESPACE) or 0)
             # On this side, it is known by the number that it has here: that of nsenter's child.
