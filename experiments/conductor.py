@@ -344,7 +344,8 @@ class Conductor:
     def _write(self, job: Job, event: str, **details: Any) -> None:
         if EVENT_STATUS[event].final:
             job.executor.clean(job.plan)
-        owner = place(job.executor.describe_place()) if job.executor.outlives and job.handle is not None else None
+        there = job.executor.outlives and job.handle is not None and job.accepted
+        owner = place(job.executor.describe_place()) if there else None
         job.status = job.record.append(event, owner=owner, **details)
         if job.status.final:
             self._monitor.end(job.record.name)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import sample_tasks
@@ -15,7 +16,7 @@ from processes import has_ended
 from sample_tasks import fail_until, meet, note, report_rank
 
 import launcher as run
-from executors.base import Plan, Status
+from executors.base import Handle, JobState, Plan, Status
 from experiments.graph import needs_in
 from experiments.store import Store
 from launcher.errors import ConfigError, ExecutorError
@@ -464,3 +465,28 @@ def test_one_that_is_ended_before_it_starts_never_does() -> None:
         experiment.run(progress=False)
     [task] = Store().get(experiment.id).tasks
     assert [event["event"] for event in task.events()] == ["queued", "cancelled"]
+
+
+class OutOfReach(run.LocalExecutor):
+    """A place that takes its time to be reached, and goes on by itself from then on."""
+
+    looks: ClassVar[int] = 0
+
+    @property
+    def outlives(self) -> bool:
+        return True
+
+    def poll(self, handles: Sequence[Handle]) -> list[JobState]:
+        OutOfReach.looks += 1
+        if OutOfReach.looks < 4:
+            return [JobState(status=Status.QUEUED, detail="trying again", accepted=False) for _ in handles]
+        return super().poll(handles)
+
+
+def test_a_place_that_was_not_reached_yet_looks_after_nothing() -> None:
+    with run.Experiment("far") as experiment:
+        experiment.add(run.Script(inline="true"), executor=OutOfReach(), name="a")
+        experiment.run(progress=False)
+    owners = {event["event"]: event["owner"]["pid"] for event in Store().get(experiment.id).task().events()}
+    assert owners["submitted"] == os.getpid()
+    assert owners["started"] == 0
