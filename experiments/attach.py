@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from executors.tunnel import Tunnel
-from experiments.owner import place
 from experiments.store import ExperimentRecord, Store, TaskRecord
 from launcher.errors import StoreError, TunnelError, nearest
 from launcher.worker import write_json
@@ -102,7 +101,10 @@ def _bring(tunnel: Tunnel, experiment_id: str, folder: Path) -> None:
 
 
 def _settle(task: TaskRecord, tunnel: Tunnel, folder: Path) -> None:
-    """Have a task's files speak of this machine: where its folder is, and how the place is reached from here."""
+    """Have a task's files speak of this machine: where its folder is, and how the place is reached from here.
+
+    No event says that it is under way: its place may not have it yet, which whoever asks that finds out.
+    """
     from launcher.config import Config
     from launcher.serialization import encode
 
@@ -116,4 +118,3 @@ def _settle(task: TaskRecord, tunnel: Tunnel, folder: Path) -> None:
     )
     write_json(task.folder / "plan.json", {**plan, "folder": str(folder)})
     write_json(task.folder / "executor.json", executor)
-    task.append("queued", owner=place(tunnel.name))

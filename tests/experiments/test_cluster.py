@@ -231,6 +231,22 @@ def test_another_machine_takes_it_over(slurm_lab: SlurmLab, launcher_home: Path,
     assert len(jobs_of(slurm_lab, record)) == 2
 
 
+def test_another_machine_takes_nothing_for_failed_that_is_still_to_come(
+    slurm_lab: SlurmLab, launcher_home: Path, monkeypatch: Any
+) -> None:
+    executor = cluster(slurm_lab)
+    with run.Experiment("to come") as experiment:
+        experiment.add(run.Script(inline="sleep 4"), executor=executor, name="first")
+        experiment.add(run.Script(inline="true"), executor=executor, name="second")
+        experiment.run(sequential=True, detach=True)
+    until(lambda: not experiment.status()["first"].final and len(jobs_of(slurm_lab, only())) == 1, 30, "the first job")
+    monkeypatch.setenv("GEMMA_LAUNCHER_HOME", str(launcher_home.with_name("elsewhere")))
+    assert executor.tunnel is not None
+    there = run.Experiment.attach(executor.tunnel, experiment.id)
+    assert there.status()["second"] is Status.LOST
+    until(lambda: set(there.status().values()) == {Status.SUCCEEDED}, 60, "the end of both")
+
+
 def test_one_question_a_cluster_serves_all_its_experiments(slurm_lab: SlurmLab, monkeypatch: Any) -> None:
     from executors.tunnel import SSHTunnel
 
