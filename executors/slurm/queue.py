@@ -107,6 +107,8 @@ def _view(
             found[record.element] = record
     known: dict[str, Any] = {"job_id": id_, "restarts": restarts, "ended": ended, "started": bool(started)}
     if not found and ended is not None:
+        if ended[0] == 0 and len(statuses) < len(started):  # an element of an array left no word
+            return View(state=UNKNOWN, **known)
         state = "COMPLETED" if ended[0] == 0 else "CANCELLED" if ended[1].startswith("cancelled") else "FAILED"
         return View(state=state, exit_code=ended[0], signal=0, **known)
     if not found and silent:  # it is accounting that would know

@@ -115,6 +115,10 @@ search() {
     ask
     id=$(queued "$name")
     [ -n "$id" ] || id=$(first "$folder/started")
+    for element in "$folder"/array_*/started; do # of which none has the folder itself
+        [ -n "$id" ] || [ ! -e "$element" ] || id=$(first "$folder/job_id")
+        [ -n "$id" ] || id=$(first "$element")
+    done
     [ -n "$id" ] || accounted
 }
 

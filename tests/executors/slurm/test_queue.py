@@ -150,16 +150,24 @@ def test_an_array_that_waits(cluster: Cluster) -> None:
 
 def test_another_job_of_that_id_is_not_ours(cluster: Cluster) -> None:
     """As after a crash of the scheduler, which uses ids again."""
-    ours, done, ran, strangers = cluster.jobs(4, options=HELD)
+    ours, done, ran, part, strangers = cluster.jobs(5, options=HELD)
     (id_,) = submit(cluster.tunnel, [strangers]).values()
     cluster.tunnel.put(b"3\nout-of-retries\n", f"{done.folder}/ended")
     cluster.tunnel.put(b"1 0 1700000000 node1\n", f"{ran.folder}/started")
-    seen = query(cluster.tunnel, {job.folder: (job.name, int(id_)) for job in (ours, done, ran)})
+    for element, name, text in (
+        (0, "started", b"1 0 1 node1\n"),
+        (0, "ended", b"0\nexit\n"),
+        (1, "started", b"2 0 1 n\n"),
+    ):
+        cluster.tunnel.put(text, f"{part.folder}/array_{element}/{name}")
+    seen = query(cluster.tunnel, {job.folder: (job.name, int(id_)) for job in (ours, done, ran, part)})
     assert seen[ours.folder] is None
     view = seen[done.folder]
     assert view is not None
     assert (ended(view), view.ended) == (("FAILED", 3, 0), (3, "out-of-retries"))
     assert seen[ran.folder] == View(job_id=int(id_), state=UNKNOWN, started=True)
+    assert (left := seen[part.folder]) is not None
+    assert left.state == UNKNOWN, "an element of it has not ended, as far as anybody knows"
 
 
 def test_nothing_is_asked_of_nobody(cluster: Cluster) -> None:

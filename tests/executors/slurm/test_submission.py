@@ -206,19 +206,27 @@ def test_whoever_knows_only_the_intent_asks_for_the_name(cluster: Cluster) -> No
 
 def test_one_that_the_queue_has_forgotten(cluster: Cluster) -> None:
     """What accounting, or the file that its script begins with, still know of it."""
-    ended, began, nobody = cluster.jobs(3)
+    ended, began, array, nobody = cluster.jobs(4)
     answers = submit(cluster.tunnel, [ended])
     long_ago = 'printf "%s\\n" "$1" $(($(date +%s) - 3600)) x:1 >"$2/submission"'
     until(
         lambda: "COMPLETED" in cluster.lab.command("sacct", "-nXPj", str(answers[ended.folder]), "-o", "state"), 30, ""
     )
     # The queue forgets after a minute: an hour later, it has none of this name.
-    for job in (ended, began, nobody):
+    for job in (ended, began, array, nobody):
         cluster.tunnel.run(["sh", "-c", long_ago, "sh", job.name, job.folder], timeout=10)
     cluster.tunnel.put(b"4711 0 1700000000 node1\n", f"{began.folder}/started")
+    cluster.tunnel.put(b"4713 0 1700000000 node1\n", f"{array.folder}/array_1/started")
+    cluster.tunnel.put(b"4712\n", f"{array.folder}/job_id")
     cluster.tunnel.run(["rm", f"{ended.folder}/job_id"], timeout=10)
-    assert find(cluster.tunnel, [ended, began, nobody]) == {**answers, began.folder: 4711, nobody.folder: None}
-    assert submit(cluster.tunnel, [ended, began]) == {**answers, began.folder: 4711}
+    assert find(cluster.tunnel, [ended, began, array, nobody]) == {
+        **answers,
+        began.folder: 4711,
+        array.folder: 4712,
+        nobody.folder: None,
+    }
+    cluster.tunnel.run(["rm", f"{array.folder}/job_id"], timeout=10)
+    assert submit(cluster.tunnel, [ended, began, array]) == {**answers, began.folder: 4711, array.folder: 4713}
 
 
 def test_what_slurm_refuses_is_said_in_its_words(cluster: Cluster) -> None:
