@@ -27,7 +27,7 @@ from tests.labs.machine import LABS, Daemons, LabError, children, require_packag
 from tests.labs.users import SharedLab
 
 PACKAGES = ("docker.io", "iptables", "iproute2", "tini")
-ENGINE, NAMESPACE = "dockerd", "engine"
+ENGINE, DOOR, NAMESPACE = "dockerd", "door", "engine"
 CGROUP = "gemma_launcher_lab"
 # Forwarding first: it is on already then, and the engine leaves the rest as it is.
 FIRST = "ip link set lo up && echo 1 >/proc/sys/net/ipv4/ip_forward && exec tini -s -- sleep infinity"
@@ -100,18 +100,20 @@ class ContainerLab(SharedLab):
     def start(self) -> None:
         """Start it, unless it runs, and wait until it answers."""
         if self.daemons.pid(ENGINE) is None:
-            until(lambda: self.daemons.pid("door") is None, 10, "the end of the last one")
+            self.resume()
+            until(lambda: self.daemons.pid(DOOR) is None, 10, "the end of the last one")
             self._forget_dead_helpers()
             [inside] = children(self.daemons.pid(NAMESPACE) or 0)
             # On this side, it is known by the number that it has here: that of nsenter's child.
             enter = ["nsenter", "--target", str(inside), "--net", "--mount", "--pid"]
-            door = self.daemons.start("door", [*enter, "dockerd", *self._options()])
+            door = self.daemons.start(DOOR, [*enter, "dockerd", *self._options()])
             until(lambda: bool(children(door)) and _runs(children(door)[0], "dockerd"), 10, "dockerd")
             self.daemons.record(ENGINE, children(door)[0])
         try:
             until(lambda: succeeds(["docker", "version"], self.env), 60, "an answer of dockerd")
         except LabError as error:
-            raise LabError(f"{error}\n{(self.log / 'door.out').read_text(errors='replace')[-3000:]}") from None
+            said = (self.log / f"{DOOR}.out").read_text(errors="replace")[-3000:]
+            raise LabError(f"{error}\n{said}") from None
 
     def kill(self) -> None:
         """End it as a crash would: its containers go on, until it is started again."""
@@ -130,8 +132,9 @@ class ContainerLab(SharedLab):
         self.daemons.signal(ENGINE, signal.SIGSTOP)
 
     def resume(self) -> None:
-        if self.daemons.pid(ENGINE) is not None:
-            self.daemons.signal(ENGINE, signal.SIGCONT)
+        for name in (ENGINE, DOOR):  # nsenter stops with it, and does not see its end while it is
+            if self.daemons.pid(name) is not None:
+                self.daemons.signal(name, signal.SIGCONT)
 
     def _options(self) -> list[str]:
         (self.run / "daemon.json").write_text("{}")  # the machine's own is for its own engine
