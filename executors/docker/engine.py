@@ -65,7 +65,7 @@ def current() -> str | None:
 
 def _require() -> None:
     try:
-        import docker  # noqa: F401
+        from docker import DockerClient  # noqa: F401  # a folder `docker` of the user's would do for the module alone
     except ImportError:
         raise ExecutorError("DockerExecutor needs the package docker, which is not installed", hint=INSTALL) from None
 
