@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from dataclasses import fields
@@ -18,6 +19,7 @@ from experiments.store import ExperimentRecord, Store, TaskRecord
 from launcher.errors import StoreError, TunnelError, nearest
 from launcher.worker import write_json
 
+NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 PATIENCE = 120.0  # seconds for a listing of a folder with many experiments
 # One line for each: where it is, and its description, which is JSON and written with line breaks.
 LIST = """
@@ -89,8 +91,7 @@ def _bring(tunnel: Tunnel, experiment_id: str, folder: Path) -> None:
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
-            tar.extractall(scratch, filter="data")
+        _unpack(done.stdout, scratch)
         for task in Store().read(scratch).tasks:
             _settle(task, tunnel, folder / task.folder.name)
         scratch.rename(folder)
@@ -98,6 +99,16 @@ def _bring(tunnel: Tunnel, experiment_id: str, folder: Path) -> None:
         raise StoreError(f"experiment {experiment_id} of {tunnel.name} cannot be kept here: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _unpack(archive: bytes, folder: Path) -> None:
+    """Its files, in the folder or one below; whatever else the other end may have put into it is left out."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        for entry in tar:
+            if entry.isfile() and NAME.fullmatch(entry.name) and (file := tar.extractfile(entry)) is not None:
+                path = folder / entry.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(file.read())
 
 
 def _settle(task: TaskRecord, tunnel: Tunnel, folder: Path) -> None:

@@ -21,7 +21,7 @@ HOST = "login.cluster.example"
 CHANGING = (
     (r"-\d{8}-\d{6}-[0-9a-f]{6}", "-ID"),
     (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "WHEN"),
-    (r"(could start it|starts) (now|about \S+)", r"\1 WHEN"),
+    (r"(could start it|starts) (now|about (\d+-\d+-\d+ )?\S+)", r"\1 WHEN"),
     (r"\b(job|StepId=) ?\d+", r"\1 N"),
     (r"(node\d+|node\[[\d,-]+\])", "NODE"),
     (r"[0-9a-f]{64}", "DIGEST"),

@@ -17,6 +17,7 @@ Tests take the fixture `slurm_lab`.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -98,7 +99,7 @@ class SlurmLab(SharedLab):
 
     def image(self, name: str) -> Path:
         """A root file system for --container-image, whose programs are the node's once /usr and /etc are mounted."""
-        folder = self.folder / "images" / name
+        folder = self.folder / "images" / f"{name}_{os.getpid()}_{secrets.token_hex(3)}"
         folder.mkdir(parents=True)
         for link in ("bin", "lib", "lib64", "sbin"):
             (folder / link).symlink_to(f"usr/{link}")
