@@ -255,10 +255,17 @@ class Watch:
         handle.set(state)
 
     def _needs_failed(self, handle: SlurmJob) -> bool:
+        if handle.ending or handle.job.dependency not in ("afterok", "aftercorr"):
+            return False
         with self._guard:
             known = {other.job.folder: other.state.status for other in self._jobs}
-        needed = [known.get(folder) for folder in handle.job.needs]
-        return any(status is not None and status is not Status.SUCCEEDED for status in needed)
+        for folder in handle.job.needs:
+            status = known.get(folder, Status.QUEUED)
+            # Of one that had ended before anybody here knew it, what its script left speaks.
+            left = handle.plan.folder.parent / Path(folder).name / "ended"
+            if (status.final and status is not Status.SUCCEEDED) or (left.exists() and left.read_text()[:2] != "0\n"):
+                return True
+        return False
 
     def _missing(self, handle: SlurmJob) -> None:
         """The scheduler knows no such job: it was killed before it had written it down, and forgot it."""

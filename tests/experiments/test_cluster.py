@@ -142,6 +142,28 @@ def test_detached_tasks_are_submitted_whatever_the_order_they_were_added_in(slur
     assert len(experiment.wait()) == 3
 
 
+def test_what_slurm_itself_takes_from_the_queue_is_skipped_and_what_somebody_does_is_cancelled(
+    slurm_lab: SlurmLab,
+) -> None:
+    one = cluster(slurm_lab, additional_parameters={"kill-on-invalid-dep": "yes"})
+    with run.Experiment("taken") as experiment:
+        experiment.add(run.Script(inline="exit 3"), executor=one, name="bad")
+        experiment.add(run.Script(inline="true"), executor=one, name="needs bad", dependencies=["bad"])
+        experiment.add(run.Script(inline="sleep 300"), executor=one, name="long")
+        experiment.add(run.Script(inline="true"), executor=one, name="needs long", dependencies=["long"])
+        experiment.run(detach=True)
+    until(lambda: _over(slurm_lab, "needs-bad"), 60, "its end")
+    assert experiment.cancel("needs long")["needs long"] is Status.CANCELLED
+    found = experiment.status()
+    assert (found["needs bad"], found["bad"]) == (Status.SKIPPED, Status.FAILED)
+    assert not found["long"].final
+    experiment.cancel()
+
+
+def _over(lab: SlurmLab, task: str) -> bool:
+    return any(name.startswith(f"{task}.") and "CANCELLED" in state for name, state in jobs_of(lab, only()))
+
+
 def test_each_task_waits_as_its_own_executor_says(slurm_lab: SlurmLab) -> None:
     needs = {"bad": [], "any": ["bad"], "not": ["bad"], "ok": ["bad"], "good": [], "not good": ["good"]}
     types = {"any": "afterany", "not": "afternotok", "not good": "afternotok"}
