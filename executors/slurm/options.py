@@ -50,6 +50,8 @@ LAUNCHERS: Final = ("torchrun",)
 OURS: Final = {
     "bell": None,
     "chdir": "job_dir of the tunnel",
+    "cluster-constraint": "tunnel=... to a login node of that cluster",
+    "clusters": "tunnel=... to a login node of that cluster",
     "dependency": "dependencies=[...] of Experiment.add",
     "error": None,
     "export": "env_vars",
@@ -70,7 +72,7 @@ OURS: Final = {
 OTHERS: Final = frozenset(
     re.findall(
         r"[a-z-]+",
-        """acctg-freq batch bb bbf begin cluster-constraint clusters comment consolidate-segments container container-id
+        """acctg-freq batch bb bbf begin comment consolidate-segments container container-id
     contiguous core-spec cores-per-socket cpu-freq cpus-per-gpu deadline delay-boot distribution extra extra-node-info
     get-user-env gid gpu-bind gpu-freq gpus gpus-per-socket gres-flags hint hold ignore-pbs input kill-on-invalid-dep
     licenses mail-type mail-user mcs-label mem-bind mincpus network nice no-kill nodefile ntasks-per-core ntasks-per-gpu

@@ -149,6 +149,7 @@ def command(text: str) -> list[str]:
         ({"additional_parameters": {"output": "x"}}, "is set by the launcher"),
         ({"additional_parameters": {"mail-user": 1.5}}, "must be a str, an int or True"),
         ({"srun_args": ["--ntasks=3"]}, "which the launcher sets itself\n  try: nodes and ntasks_per_node"),
+        ({"additional_parameters": {"clusters": "b"}}, "is set by the launcher\n"),
         ({"srun_args": ["-n3"]}, "which the launcher sets itself"),
         ({"srun_args": "--mpi=pmix"}, "and must be a list"),
         ({"srun_args": ["none"]}, "which is no option"),
