@@ -108,7 +108,9 @@ def test_tasks_run_in_order_and_secrets_are_nowhere_to_be_seen(container_lab: Co
     )
     with run.Experiment('a "title"; $(rm)') as experiment:
         first = experiment.add(run.Partial(in_containers.work, 1.0), executor=executor, name="first")
-        script = run.Script(inline='echo "$MARK $RANK $WORLD_SIZE"; test ${#HF_TOKEN} = 16; id -un >&2; sleep 1')
+        script = run.Script(
+            inline='echo "$MARK $RANK $WORLD_SIZE"; test ${#HF_TOKEN} = 16; id -un >&2; stat -c %a $GEMMA_LAUNCHER_JOB_DIR/secrets.json >&2; sleep 1'
+        )
         experiment.add(script, executor=executor, name="second", dependencies=[first])
         with ThreadPoolExecutor(1) as pool:
             ran = pool.submit(experiment.run, progress=False)
@@ -122,7 +124,7 @@ def test_tasks_run_in_order_and_secrets_are_nowhere_to_be_seen(container_lab: Co
     assert "MARK=a 'b'" in inspected and secret not in inspected
     second = only().task("second")
     assert second.files.stdout(1).read_text() == f"{hostile} 1 2\n"
-    assert second.files.stderr(0).read_text() == "runner\n"
+    assert second.files.stderr(0).read_text() == "runner\n600\n"
     everything = b"".join(path.read_bytes() for path in only().folder.rglob("*") if path.is_file())
     said = capsys.readouterr()
     assert secret.encode() not in everything and secret not in said.err + said.out
