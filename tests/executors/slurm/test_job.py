@@ -64,7 +64,14 @@ def jobs(
             ntasks_per_node=2,
             cpus_per_task=2,
             gpus_per_task=1,
-            env_vars={"HOSTILE": HOSTILE, "status": "mine", "IFS": "a", "HF_TOKEN": "hf_abc"},
+            env_vars={
+                "HOSTILE": HOSTILE,
+                "status": "mine",
+                "restart": "7",
+                "address": "b",
+                "IFS": "a",
+                "HF_TOKEN": "hf_abc",
+            },
             job_dir=f"{slurm_lab_of_module.job_dir}/a 'b' \"c\" $(id) ; é #-j",
             setup_lines=["export FROM_SETUP='it is set' # don't"],
         ),
@@ -100,6 +107,7 @@ def test_what_the_ranks_get(jobs: dict[str, SlurmJob]) -> None:
         assert argv == [HOSTILE, "--x", ""]
         assert env["HOSTILE"] == HOSTILE
         assert (env["status"], env["IFS"], env["FROM_SETUP"]) == ("mine", "a", "it is set")
+        assert (env["restart"], env["address"]) == ("7", "b")
         assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"]) == (str(rank), "4", str(rank % 2))
         assert env["LOCAL_WORLD_SIZE"] == "2"
         assert env["MASTER_ADDR"] == ranks[0][0]["MASTER_ADDR"]

@@ -43,12 +43,12 @@ lines=$(wc -l <launch.log)
 rm -f ended stop saved result.json rank_*.failure.json rank_*.stacks
 
 launch() {
-    . ./environment.sh
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     address=$(getent ahostsv4 "$first" | awk '!/^127\./ { print $1; exit }')
-    export MASTER_ADDR="${address:-$first}" MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
+    set -- "${address:-$first}" "$restart" # names that the next line may set to something else
+    . ./environment.sh
+    export MASTER_ADDR="$1" MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000)) GEMMA_LAUNCHER_RESTART="$2"
     : "${MASTER_ADDR:?is empty: the first node has no name}"
-    export GEMMA_LAUNCHER_RESTART=$restart
     export SRUN_CPUS_PER_TASK=12
     exec srun --nodes=1 --ntasks=8 --ntasks-per-node=8 --kill-on-bad-exit=1 -- \
         python3 /scratch/alice/jobs/packages/0000000000000000/launcher/worker.py "$PWD/task.json"
