@@ -109,7 +109,8 @@ def test_tasks_run_in_order_and_secrets_are_nowhere_to_be_seen(container_lab: Co
     with run.Experiment('a "title"; $(rm)') as experiment:
         first = experiment.add(run.Partial(in_containers.work, 1.0), executor=executor, name="first")
         script = run.Script(
-            inline='echo "$MARK $RANK $WORLD_SIZE"; test ${#HF_TOKEN} = 16; id -un >&2; stat -c %a $GEMMA_LAUNCHER_JOB_DIR/secrets.json >&2; sleep 1'
+            inline='echo "$MARK $RANK $WORLD_SIZE"; test ${#HF_TOKEN} = 16; id -un >&2; '
+            "stat -c %a $GEMMA_LAUNCHER_JOB_DIR/secrets.json >&2; sleep 1"
         )
         experiment.add(script, executor=executor, name="second", dependencies=[first])
         with ThreadPoolExecutor(1) as pool:
