@@ -55,7 +55,9 @@ class Reader:
         ssh.write_text(f'#!/bin/sh\nexec {shlex.join(["/usr/bin/ssh", "-F", config])} "$@"\n')
         ssh.chmod(0o755)
         path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
-        self._environment = {**os.environ, "PATH": path, "GEMMA_LAUNCHER_HOME": str(home), "COLUMNS": "100"}
+        own = {"PATH": path, "GEMMA_LAUNCHER_HOME": str(home), "COLUMNS": "100"}
+        # As on a terminal, what goes to stdout and to stderr comes in the order in which it was written.
+        self._environment = {**os.environ, **own, "PYTHONUNBUFFERED": "1"}
         self._git("init", "-q")
 
     def walk(self, page: str) -> int:
