@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -38,9 +39,14 @@ def python() -> str:
     return os.path.realpath(sys.executable)
 
 
+def mark() -> str:
+    """What tells images for one interpreter from those for another."""
+    return hashlib.sha256(python().encode()).hexdigest()[:8]
+
+
 def tarball() -> Path:
-    """The image as a root file system in a tar archive; made once for a version of Python."""
-    made = TARBALL.with_suffix(f".{sys.version_info.major}.{sys.version_info.minor}.tar")
+    """The image as a root file system in a tar archive; made once for an interpreter."""
+    made = TARBALL.with_suffix(f".{mark()}.tar")
     if not made.exists():
         with tempfile.TemporaryDirectory(dir=LABS, prefix="image_") as scratch:
             root = Path(scratch, "root")

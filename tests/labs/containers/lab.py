@@ -22,7 +22,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from tests.labs.containers.image import python, tarball
+from tests.labs.containers.image import mark, python, tarball
 from tests.labs.machine import LABS, Daemons, LabError, children, require_packages, succeeds, until
 from tests.labs.users import SharedLab
 
@@ -41,7 +41,7 @@ class ContainerLab(SharedLab):
     """
 
     name = "containers"
-    image = "gemma-launcher-lab:base"
+    image = f"gemma-launcher-lab:{mark()}"
 
     def __init__(self) -> None:
         self.folder = LABS / "containers"
