@@ -70,7 +70,7 @@ def slurm_lab_alone(slurm_lab: SlurmLab, slurm_turn: None) -> Iterator[SlurmLab]
 @pytest.fixture(scope="module")
 def slurm_lab_of_module(slurm_lab: SlurmLab) -> Iterator[SlurmLab]:
     """The same for fixtures that start jobs for all tests of a module: none of these may take it alone."""
-    with _turn("slurm", fcntl.LOCK_SH):
+    with turn("slurm", fcntl.LOCK_SH):
         yield slurm_lab
 
 
@@ -81,7 +81,7 @@ def slurm_turn(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     request.getfixturevalue("slurm_lab")
-    with _turn("slurm", fcntl.LOCK_EX if "slurm_lab_alone" in request.fixturenames else fcntl.LOCK_SH):
+    with turn("slurm", fcntl.LOCK_EX if "slurm_lab_alone" in request.fixturenames else fcntl.LOCK_SH):
         yield
 
 
@@ -92,6 +92,7 @@ def container_lab() -> Iterator[ContainerLab]:
     Who stops it, or ends what others run there, takes `container_lab_alone`.
     """
     with ContainerLab().shared() as lab:
+        lab.load_image()
         yield lab
 
 
@@ -111,14 +112,15 @@ def container_turn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     lab: ContainerLab = request.getfixturevalue("container_lab")
     for name, value in lab.env.items():
         monkeypatch.setenv(name, value)
-    with _turn("containers", fcntl.LOCK_EX if "container_lab_alone" in request.fixturenames else fcntl.LOCK_SH):
+    with turn("containers", fcntl.LOCK_EX if "container_lab_alone" in request.fixturenames else fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
-def _turn(lab: str, kind: int) -> Iterator[None]:
-    with (LABS / f"{lab}_turn.lock").open("w") as turn:
+def turn(lab: str, kind: int) -> Iterator[None]:
+    """A lab with others (LOCK_SH), or alone (LOCK_EX)."""
+    with (LABS / f"{lab}_turn.lock").open("w") as file:
         # Who waits to have it alone holds the gate, so that others, who go on and on, cannot keep it waiting.
         with FileLock(LABS / f"{lab}_gate.lock"):
-            fcntl.flock(turn, kind)
+            fcntl.flock(file, kind)
         yield

@@ -83,6 +83,10 @@ class ContainerLab(SharedLab):
             until(lambda: bool(children(pid)) and _runs(children(pid)[0], "tini"), 10, "the engine's namespaces")
         self.resume()
         self.start()
+        self.load_image()
+
+    def load_image(self) -> None:
+        """Have the engine know the base image; one that runs already may know that of another interpreter alone."""
         if not self.command("images", "-q", self.image):
             self.command("import", "--change", "ENV LANG=C.UTF-8", str(tarball()), self.image, timeout=300)
 
