@@ -95,26 +95,30 @@ class Conductor:
         self._ended_badly: deque[Job] = deque()
         """Those of which nobody has told the tasks that need them."""
 
-    def run(self, *, until: Sequence[str] | None = None) -> None:
+    def run(self, *, until: Sequence[str] | None = None, adopted: bool = False) -> None:
         """Run them all; until these have ended, if any are named and the others go on without us.
 
         A Ctrl-C, a SIGTERM or a SIGHUP (a terminal was closed) ends them, and raises KeyboardInterrupt when they have
         ended; a second one leaves them no time for it. Jobs that outlive us are ended by a Ctrl-C alone, and left where
-        they are by the others.
+        they are by the others, and by all where they were `adopted`: then they are somebody else's, who only waits. A
+        third one leaves them too, where a place cannot be told.
         """
         handled = 0
         with collected(self.wake) as signals, self._monitor:
             try:
                 while not all(job.status.final for job in self._jobs):
+                    meant = signal.SIGINT in signals and not adopted
                     if len(signals) > handled:
                         handled = len(signals)
-                        meant = signal.SIGINT in signals
                         asked = [unit for unit in self._units if meant or unit.waiting or not unit.outlives]
                         self._stop(asked, now=handled > 1)
                     enough = until is not None and all(
                         job.status.final or job.record.name not in until for job in self._jobs
                     )
-                    if (enough or (signals and signal.SIGINT not in signals)) and self._all_left():
+                    if (enough or (signals and not meant)) and self._all_left():
+                        break
+                    if handled > 2 and all(job.status.final or job.executor.outlives for job in self._jobs):
+                        self._monitor.say("left while the end of its tasks was asked for: they may go on")
                         break
                     self._heed_requests()
                     self._start_what_can()
@@ -168,6 +172,8 @@ class Conductor:
                 if job.status is Status.RUNNING:
                     self._monitor.begin(job.record, tail=job.record.tail_logs)
             elif not job.status.final and job.executor.outlives:
+                with contextlib.suppress(LaunchError):  # its secrets are there still
+                    job.executor.end_strays(job.plan)
                 cause = f"{job.executor.describe_place()} had it, and does not know it any more: it never started"
                 self._write(job, "failed", rank=None, cause=cause)
             elif not _over(job.status):

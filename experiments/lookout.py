@@ -81,7 +81,7 @@ def resume(record: ExperimentRecord, *, while_any: Sequence[TaskRecord] | None =
     conductor = _conductor(record)
     if conductor.orphans():
         _attach([conductor], None)
-        conductor.run(until=None if while_any is None else [task.name for task in while_any])
+        conductor.run(until=None if while_any is None else [task.name for task in while_any], adopted=True)
 
 
 def _conductor(record: ExperimentRecord) -> Conductor:

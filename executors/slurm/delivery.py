@@ -19,6 +19,7 @@ from executors.tunnel import Tunnel
 from launcher.errors import ExecutorError
 from launcher.worker import JobFiles
 
+FAR = 365 * 24 * 3600.0  # seconds; behind jobs without a time limit, Slurm's guess is of another age
 PRIVATE = {"environment.sh", JobFiles("").secrets.name}
 """Nobody but their owner may read these."""
 ADVICE: Final = {
@@ -62,7 +63,7 @@ def deliver(tunnel: Tunnel, plans: Sequence[Plan]) -> list[str]:
                 f"task {plan.name!r}: Slurm on {tunnel.name} would not run it: {answer.objection}",
                 hint=_advice(answer.objection),
             )
-        if answer.start is not None:
+        if answer.start is not None and answer.start < time.time() + FAR:
             notes.append(f"task {plan.name!r}: {tunnel.name} could start it {_when(answer.start)}")
     submission.upload(tunnel, {digest: archive(packages[digest]) for digest in survey.missing})
     experiment = plans[0].folder.parent

@@ -88,13 +88,15 @@ def is_final(view: View) -> bool:
 
 
 def never_started() -> JobState:
-    return JobState(status=Status.SKIPPED, failure=Failure(rank=None, cause="a task that it needs did not succeed"))
+    return JobState(
+        status=Status.SKIPPED, failure=Failure(rank=None, cause="a task that it needs did not end as it must")
+    )
 
 
-def state_of(view: View, plan: Plan, *, needs_failed: bool) -> JobState:
+def state_of(view: View, plan: Plan, *, never: bool) -> JobState:
     """How a job stands. What a final one left behind is in the plan's folder already.
 
-    needs_failed: a job that it was to wait for did not succeed.
+    never: what it waited for did not end as it must.
     """
     attempt = view.restarts + 1
     # Between two elements of an array nothing may run, and it is not started again.
@@ -106,7 +108,7 @@ def state_of(view: View, plan: Plan, *, needs_failed: bool) -> JobState:
         return JobState(status=status, detail=describe(view, plan.folder), attempt=attempt)
     status, failure = Status.SUCCEEDED, None
     if view.state.startswith("CANCELLED") or (view.state == "FAILED" and view.ended and view.ended[1] == "cancelled"):
-        if needs_failed and not view.started:
+        if never and not view.started:
             return never_started()
         status = Status.CANCELLED
     elif view.state != "COMPLETED":

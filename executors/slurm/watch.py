@@ -37,6 +37,8 @@ SMALL: Final = re.compile(
     r"metrics\.jsonl|launch\.log|result\.json|environment\.json|rank_[0-9]+\.(failure\.json|stacks)"
     r"|saved|started|requeues|ended|job_id"
 )
+MUST_END: Final = {"afterok": True, "aftercorr": True, "afternotok": False}
+"""How, well or not, what a job waits for must end, by the kind of its dependency."""
 COLLECTIVES: Final = re.compile(r"rank_[0-9]+\.collectives\.json")
 MANY: Final = 64  # ranks, whose flight records of some MB each are left where they are
 ALL: Final = re.compile(SMALL.pattern + r"|rank_[0-9]+\.(out|err)")
@@ -239,14 +241,14 @@ class Watch:
             submission.cancel(self._tunnel, [handle.job])
             handle.set(never_started())
             return
-        state = state_of(view, handle.plan, needs_failed=self._needs_failed(handle))
+        state = state_of(view, handle.plan, never=self._can_never_start(handle))
         if state.failure is not None and state.failure.rank is not None and not handle.plan.follow:
             self._look([handle], rank_logs(state.failure.rank))
-            state = state_of(view, handle.plan, needs_failed=False)
+            state = state_of(view, handle.plan, never=False)
         hung = any(path.stat().st_size for path in handle.plan.folder.glob("rank_*.stacks"))
         if state.failure is not None and hung and handle.plan.ranks <= MANY:
             self._look([handle], COLLECTIVES)  # which say who kept the others waiting
-            state = state_of(view, handle.plan, needs_failed=False)
+            state = state_of(view, handle.plan, never=False)
         if state.status.final and (view.ended is None or view.elements):
             # Its script had no time to take its secrets away; that of an array's element leaves them to the others.
             submission.cancel(self._tunnel, [handle.job])
@@ -254,8 +256,10 @@ class Watch:
             handle.asked = False
         handle.set(state)
 
-    def _needs_failed(self, handle: SlurmJob) -> bool:
-        if handle.ending or handle.job.dependency not in ("afterok", "aftercorr"):
+    def _can_never_start(self, handle: SlurmJob) -> bool:
+        """Whether a job that it waits for has ended otherwise than it must."""
+        wanted = MUST_END.get(handle.job.dependency)
+        if handle.ending or wanted is None:
             return False
         with self._guard:
             known = {other.job.folder: other.state.status for other in self._jobs}
@@ -263,7 +267,13 @@ class Watch:
             status = known.get(folder, Status.QUEUED)
             # Of one that had ended before anybody here knew it, what its script left speaks.
             left = handle.plan.folder.parent / Path(folder).name / "ended"
-            if (status.final and status is not Status.SUCCEEDED) or (left.exists() and left.read_text()[:2] != "0\n"):
+            if status.final:
+                ended_well = status is Status.SUCCEEDED
+            elif left.exists():
+                ended_well = left.read_text()[:2] == "0\n"
+            else:
+                continue
+            if ended_well is not wanted:
                 return True
         return False
 

@@ -88,7 +88,7 @@ class SubmititWatch(Watch):
                 raise TunnelError(f"scancel on {self._tunnel.name}: {done.stderr.decode(errors='replace').strip()}")
 
     def _update(self, handle: SlurmJob, view: View) -> None:
-        state = state_of(view, handle.plan, needs_failed=False)
+        state = state_of(view, handle.plan, never=False)
         if (failure := state.failure) is not None:
             if view.state in WORDS:
                 cause, _, advice = failure.cause.partition("\n  try: ")

@@ -223,23 +223,47 @@ def test_cancel_ends_what_nobody_looks_after(slurm_lab: SlurmLab, launcher_home:
     assert not list(Path(slurm_lab.job_dir, "experiments", record.id).rglob("secrets.json"))
 
 
-def test_a_closed_terminal_leaves_jobs_alone_and_a_ctrl_c_ends_them(slurm_lab: SlurmLab, launcher_home: Path) -> None:
+def test_a_closed_terminal_and_who_only_waits_leave_jobs_alone(slurm_lab: SlurmLab, launcher_home: Path) -> None:
     launcher = launch(slurm_lab, launcher_home, seconds=300)
     until(lambda: bool(list(Store().all())) and only().task("first").status is Status.RUNNING, 60, "its start")
     launcher.send_signal(signal.SIGHUP)
     launcher.communicate(timeout=30)
-    assert "task first: running" in ask("status", only().id)
-    again = subprocess.Popen(
+    waiting = subprocess.Popen(
         [sys.executable, "-c", f"import launcher as run; run.Experiment.from_id({only().id!r}).wait()"],
         env={**os.environ, "GEMMA_LAUNCHER_HOME": str(launcher_home)},
         stderr=subprocess.PIPE,
         text=True,
     )
     time.sleep(2)
-    again.send_signal(signal.SIGINT)
-    again.communicate(timeout=60)
+    waiting.send_signal(signal.SIGINT)
+    waiting.communicate(timeout=60)
+    assert "task first: running" in ask("status", only().id)
+    assert "first: cancelled" in ask("cancel", only().id)
+    assert {state.split()[0] for _, state in jobs_of(slurm_lab, only())} == {"CANCELLED"}
+
+
+def test_a_ctrl_c_ends_jobs(slurm_lab: SlurmLab, launcher_home: Path) -> None:
+    launcher = launch(slurm_lab, launcher_home, seconds=300)
+    until(lambda: bool(list(Store().all())) and only().task("first").status is Status.RUNNING, 60, "its start")
+    launcher.send_signal(signal.SIGINT)
+    launcher.communicate(timeout=60)
     assert only().task("first").status is Status.CANCELLED
     assert {state.split()[0] for _, state in jobs_of(slurm_lab, only())} == {"CANCELLED"}
+
+
+def test_a_third_ctrl_c_leaves_though_the_cluster_cannot_be_told(
+    slurm_lab_alone: SlurmLab, launcher_home: Path
+) -> None:
+    launcher = launch(slurm_lab_alone, launcher_home, seconds=300)
+    until(lambda: bool(list(Store().all())) and only().task("first").status is Status.RUNNING, 60, "its start")
+    slurm_lab_alone.kill("sshd")
+    for _ in range(3):
+        time.sleep(1)
+        launcher.send_signal(signal.SIGINT)
+    said = launcher.communicate(timeout=30)[0]
+    assert "they may go on" in said
+    slurm_lab_alone.start("sshd")
+    assert "first: cancelled" in ask("cancel", only().id)
 
 
 def test_another_machine_takes_it_over(slurm_lab: SlurmLab, launcher_home: Path, monkeypatch: Any) -> None:

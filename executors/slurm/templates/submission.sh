@@ -190,8 +190,9 @@ submit() {
         refuse "$said"
         return
     }
-    said=$(sbatch --parsable --export=NONE --chdir="$folder" --job-name="$name" ${ids:+"--dependency=$dependency$ids"} \
-        "$folder/job.sh" 2>&1 </dev/null)
+    # What can never start would wait for ever.
+    said=$(sbatch --parsable --export=NONE --chdir="$folder" --job-name="$name" \
+        ${ids:+"--dependency=$dependency$ids" --kill-on-invalid-dep=yes} "$folder/job.sh" 2>&1 </dev/null)
     status=$?
     id=${said##*"
 "}

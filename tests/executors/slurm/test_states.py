@@ -22,7 +22,7 @@ def seen(folder: Path, **known: Any) -> tuple[Status, int, str]:
         ntasks_per_node=1,
         job="train.1",
     )
-    state = state_of(View(job_id=12, **known), plan, needs_failed=False)
+    state = state_of(View(job_id=12, **known), plan, never=False)
     return state.status, state.attempt, state.detail
 
 
