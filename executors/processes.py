@@ -98,7 +98,12 @@ class Processes(Handle):
 
     def _start(self) -> None:
         port = str(free_port())
-        launched = {worker.PARENT: str(os.getpid()), worker.JOB_DIR: str(self.plan.folder)}
+        again = len(list(self.plan.folder.glob("attempt_*")))
+        launched = {
+            worker.PARENT: str(os.getpid()),
+            worker.JOB_DIR: str(self.plan.folder),
+            worker.RESTART: str(again),
+        }
         # torchrun's agents read the port in a variable of their own; their ranks get another from them.
         env = {**os.environ, "MASTER_PORT": port, "PET_MASTER_PORT": port, **self.plan.env, **launched}
         with open(self._files.launch_log, "ab") as log:

@@ -35,7 +35,7 @@ STEP_TIMEOUT: Final = "GEMMA_LAUNCHER_STEP_TIMEOUT"
 RESUME: Final = 75
 """Exit status of a rank that was asked to end, has saved, and wants to be started again (sysexits.h: EX_TEMPFAIL)."""
 RESTART: Final = "GEMMA_LAUNCHER_RESTART"
-"""How often the place has started this job again: 0 in its first run."""
+"""How often this job has been started again, by its place or by the launcher: 0 in its first run."""
 LOADING: Final = "GEMMA_LAUNCHER_LOADING"
 """Set while a launch script is being loaded by a job: a script without a __main__ guard would launch itself again."""
 WORKSPACE: Final = "__launch_workspace__"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from executors.base import Plan, Process
 from executors.docker.options import mount, parts, without_none
+from launcher.worker import RESTART
 
 if TYPE_CHECKING:
     from executors.docker.executor import DockerExecutor
@@ -93,7 +94,7 @@ def _spec(executor: DockerExecutor, plan: Plan, node: int, process: Process, sto
         "image": executor.container_image,
         "entrypoint": argv[:1],  # the image's own would be started with our command for its arguments
         "command": argv[1:],
-        "environment": {**plan.env, **process.env},
+        "environment": {**plan.env, **process.env, RESTART: str(attempt - 1)},
         "labels": {**labels(plan.job, store), NODE: str(node), ATTEMPT: str(attempt)},
         "working_dir": str(folder(plan, attempt)),
         "hostname": alias(plan.job, node),
