@@ -9,6 +9,7 @@ import shlex
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ WHERE = ("SLURM_CONF", "SLURM_JWT")
 """Of Slurm's variables, those that say which cluster it is, and who asks."""
 PICKLE = "task.pkl"
 FOR_EVER = 60 * 24 * 365  # minutes; submitit's own limit on this machine is 2 of them
+_environment = threading.Lock()
+"""A job gets its variables from this process's own, which two threads would take from each other."""
 
 
 @dataclass(kw_only=True)
@@ -218,7 +221,7 @@ class SubmititExecutor(Executor):
         if not self.outlives:
             given[worker.PARENT] = str(os.getpid())
         # In a job, that job's own variables would say what this one gets.
-        with clean_env(), environment_variables(**given):
+        with _environment, clean_env(), environment_variables(**given):
             return executor.submit(start, task_file)
 
     def _send_to_cluster(self, plan: Plan, name: str) -> int:
