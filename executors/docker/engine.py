@@ -105,7 +105,7 @@ class Engine:
             raise self._out_of_reach(error) from error
 
     def _pull(self, error: Exception) -> str:
-        found = re.search(r"No such image: (\S+)", str(error))
+        found = re.search(r'No such image: ([^\s")]+)', str(error))
         return f"docker pull {found[1] if found else 'IMAGE'}, there; or docker build -t it"
 
     def _out_of_reach(self, error: BaseException) -> LaunchError:
