@@ -251,7 +251,7 @@ class Conductor:
     def _note(self, job: Job, state: JobState) -> None:
         """What a place says of a job: that it starts, that it was started again, why it waits, that it has ended."""
         job.accepted = state.accepted
-        again = state.attempt > job.attempt
+        again = state.attempt > job.attempt or state.status is Status.QUEUED  # the latter: it waits for its next start
         if again and job.status is Status.RUNNING:
             self._write(
                 job,

@@ -183,22 +183,31 @@ class DockerExecutor(Executor):
 
         return super(DockerExecutor, self if self.host else self.clone(host=address())).to_json()
 
+    def _of(self, plan: Plan) -> DockerExecutor:
+        """Whose plan it is: any executor of a place may be asked, and containers are made as their own one says."""
+        from launcher.worker import Reader
+
+        file = plan.folder / "executor.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else self.to_json()
+        own: DockerExecutor = self if known == self.to_json() else Reader().read(known)
+        return own
+
     def prepare(self, plans: Sequence[Plan]) -> list[str]:
         from executors.docker.delivery import deliver
 
-        return deliver(self._watch().engine, [(self, plan) for plan in plans])
+        return deliver(self._watch().engine, [(self._of(plan), plan) for plan in plans])
 
     def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:
         from executors.docker.watch import DockerJob
 
-        handles = [DockerJob(plan, self, wake) for plan in plans]
+        handles = [DockerJob(plan, self._of(plan), wake) for plan in plans]
         self._watch().add(handles)
         return list(handles)
 
     def attach(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle | None]:
         from executors.docker.watch import DockerJob
 
-        handles = [DockerJob(plan, self, wake) for plan in plans]
+        handles = [DockerJob(plan, self._of(plan), wake) for plan in plans]
         found = self._watch().attach(handles)
         return [handle if handle in found else None for handle in handles]
 
@@ -213,7 +222,7 @@ class DockerExecutor(Executor):
     def fetch(self, plans: Sequence[Plan], *, rank: int | None = None) -> None:
         from executors.docker.watch import DockerJob
 
-        self._watch().fetch([DockerJob(plan, self, lambda: None) for plan in plans], rank)
+        self._watch().fetch([DockerJob(plan, self._of(plan), lambda: None) for plan in plans], rank)
 
     def clean(self, plan: Plan) -> None:
         """An engine that is out of reach keeps what it has; `gemma-launch experiment prune` takes it away."""

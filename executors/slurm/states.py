@@ -101,8 +101,6 @@ def state_of(view: View, plan: Plan, *, never: bool) -> JobState:
     attempt = view.restarts + 1
     # Between two elements of an array nothing may run, and it is not started again.
     waits = view.state in WAITING and not (view.started and view.elements)
-    if waits and view.started:
-        attempt += 1  # the next one, already
     if not is_final(view):
         status = Status.QUEUED if waits else Status.RUNNING
         return JobState(status=status, detail=describe(view, plan.folder), attempt=attempt)

@@ -86,10 +86,6 @@ NO_LIMIT = "nothing there limits the memory of a task"
 EXCEPTIONS = {
     ("local", "test_want_of_memory_is_told_from_a_kill"): NO_LIMIT,
     ("slurm", "test_want_of_memory_is_told_from_a_kill"): NO_LIMIT + ": the lab's nodes have no control groups",
-    (
-        "docker",
-        "test_want_of_memory_is_told_from_a_kill",
-    ): "a defect: an experiment's first executor serves all its tasks",
     ("submitit", "test_want_of_memory_is_told_from_a_kill"): NO_LIMIT,
     ("submitit", "test_two_nodes"): "its cluster here is one machine, and more nodes are refused",
 }
