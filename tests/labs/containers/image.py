@@ -26,6 +26,7 @@ MADE = ("/usr/bin/sh", "/usr/bin/awk", "/etc/alternatives/awk", "/etc/ssl/certs"
 LEFT_OUT = re.compile(
     r"/usr/share/(doc|man|info|locale|lintian|bug|perl5?)(/|$)|/usr/lib/(systemd|udev)/|/etc/(shadow|gshadow|init|pam|cron)"
 )
+PURELIB = "import sysconfig; print(sysconfig.get_path('purelib'))"
 USER = "runner"  # who is not root in there; 1000:1000
 ACCOUNTS = {
     "passwd": f"root:x:0:0::/root:/bin/bash\n{USER}:x:1000:1000::/home/{USER}:/bin/bash\n",
@@ -82,19 +83,21 @@ def _python(root: Path) -> None:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     prefix, library = Path(sys.base_prefix), Path(os.__file__).parent
     skipped = ("site-packages", "test", "idlelib", "turtledemo", "__pycache__")
-    if not str(library).startswith("/usr/"):
-        skip = [f"--exclude={library.relative_to('/')}/{name}" for name in (*skipped, f"config-{version[6:]}*")]
-        program = Path(python()).relative_to("/")
-        tar = ["tar", "-C", "/", "-cf", "-", *skip, "--exclude=*.a", str(program), str(prefix.relative_to("/") / "lib")]
-        made = subprocess.run(tar, check=True, capture_output=True).stdout
-        subprocess.run(["tar", "-C", root, "-xpf", "-"], input=made, check=True)
-        _copy(root, _needed([python(), *map(str, library.rglob("lib-dynload/*.so"))]))
+    whole = library if str(prefix) == "/usr" else prefix / "lib"
+    skip = [f"--exclude={library.relative_to('/')}/{name}" for name in (*skipped, f"config-{version[6:]}*")]
+    program = Path(python()).relative_to("/")
+    tar = ["tar", "-C", "/", "-cf", "-", *skip, "--exclude=*.a", str(program), str(whole.relative_to("/"))]
+    made = subprocess.run(tar, check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-C", root, "-xpf", "-"], input=made, check=True)
+    _copy(root, _needed([python(), *map(str, library.rglob("lib-dynload/*.so"))]))
+    if str(prefix) != "/usr":
         for folder in prefix.parents:
             if folder != Path("/"):
                 (root / folder.relative_to("/")).chmod(0o755)  # who is not root must be able to come to it
-    # pip, for the images that are built on this one.
+    # pip, for the images that are built on this one; Debian's Python looks for it elsewhere than others do.
     site = next(path for path in map(Path, sys.path) if (path / "pip").is_dir())
-    target = root / library.relative_to("/") / "site-packages"
+    where = subprocess.run([python(), "-Ic", PURELIB], check=True, capture_output=True, text=True).stdout.strip()
+    target = root / Path(where).relative_to("/")
     for source in (site / "pip", *site.glob("pip-*.dist-info")):
         shutil.copytree(source, target / source.name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     links = root / "usr" / "local" / "bin"
