@@ -42,7 +42,7 @@ class Reader:
     def __init__(self, folder: Path, home: Path, lab: SlurmLab) -> None:
         self.folder = folder
         self._means = {
-            "/home/alice/jobs": lab.job_dir,
+            "/home/alice/jobs": f"{lab.job_dir}/walked",
             "/opt/train/bin/python": lab.trainer,
             "/home/ada/.gemma-launcher": str(home),
             "/home/ada/project": str(folder),
