@@ -40,8 +40,9 @@ SlurmctldPort={CONTROLLER_PORT}
 SlurmUser=slurm
 AuthType=auth/munge
 CredType=cred/munge
-# A job that is requeued starts again no sooner than cred_expire; 120 s by default.
-AuthInfo=socket={run}/munge/socket,cred_expire=5
+# A job that is requeued starts again no sooner than cred_expire; 120 s by default. Less than this, and a busy
+# machine starts steps too late for their credentials.
+AuthInfo=socket={run}/munge/socket,cred_expire=10
 StateSaveLocation={state}/slurmctld
 SlurmdSpoolDir={state}/slurmd/%n
 SlurmctldPidFile={state}/slurmctld/own.pid
