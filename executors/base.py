@@ -78,7 +78,7 @@ class Task:
             "experiment": self.experiment,
             "name": self.name,
             "code": self.code,
-            "step_timeout": 60 * self.step_timeout,
+            "step_timeout": self.step_timeout,
             "sys_path": [moved(entry) for entry in self.sys_path if ours is None or moved(entry) != entry],
             "moved": {path: moved(path) for path in map(str, code) if moved(path) != path},
         }

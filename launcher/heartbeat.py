@@ -94,7 +94,7 @@ def beat() -> None:
     if _off:
         return
     if _watch is None:
-        timeout, folder = float(os.environ.get(STEP_TIMEOUT) or 0), os.environ.get(JOB_DIR)
+        timeout, folder = 60 * float(os.environ.get(STEP_TIMEOUT) or 0), os.environ.get(JOB_DIR)
         if not timeout or folder is None:
             _off = True
             return

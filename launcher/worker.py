@@ -31,7 +31,7 @@ EXPERIMENT_ID: Final = "GEMMA_LAUNCHER_EXPERIMENT_ID"
 PARENT: Final = "GEMMA_LAUNCHER_PARENT"
 """Pid of the process whose death must end this one; unset where a job outlives its launcher."""
 STEP_TIMEOUT: Final = "GEMMA_LAUNCHER_STEP_TIMEOUT"
-"""Seconds that a rank may take from one step to the next (see launcher.heartbeat); unset: for ever."""
+"""Minutes that a rank may take from one step to the next (see launcher.heartbeat); unset: for ever."""
 RESUME: Final = 75
 """Exit status of a rank that was asked to end, has saved, and wants to be started again (sysexits.h: EX_TEMPFAIL)."""
 RESTART: Final = "GEMMA_LAUNCHER_RESTART"

@@ -34,18 +34,16 @@ ADVICE: Final = {
 """What to look at, by what the scheduler objects to; the first that fits."""
 
 
-def write_here(plans: Sequence[Plan]) -> None:
-    """What may be seen of the jobs' files, in the folders that mirror theirs."""
-    for plan in plans:
-        write_files(plan)
-
-
 def deliver(tunnel: Tunnel, plans: Sequence[Plan]) -> list[str]:
     """Have the scheduler judge the jobs, then send what is not there yet. The plans are of one experiment.
+
+    What may be seen of their files is in the folders here that mirror theirs, too.
 
     Returns when it thinks that each could start. Raises ExecutorError with its words for what it would not run, and
     TunnelError.
     """
+    for plan in plans:
+        write_files(plan)
     own = own_package()
     packages: dict[str, Package] = {own.digest: own}
     code: dict[str, str] = {}

@@ -330,9 +330,8 @@ class SlurmExecutor(Executor):
         return self._reach().name
 
     def prepare(self, plans: Sequence[Plan]) -> list[str]:
-        from executors.slurm.delivery import deliver, write_here
+        from executors.slurm.delivery import deliver
 
-        write_here(plans)
         return deliver(self._reach(), plans)
 
     def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:

@@ -15,11 +15,10 @@ from executors.slurm.submission import A_JOB
 from executors.tunnel import PATIENCE, Tunnel
 
 FIELDS: Final = 7
-ALIVE: Final = (
-    *("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STOPPED", "STAGE_OUT", "RESIZING", "CONFIGURING"),
-    *("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"),
-)
-"""States that are not final; of several elements' the first in here is that of their array."""
+RUNNING: Final = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STOPPED", "STAGE_OUT", "RESIZING")
+WAITING: Final = ("CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+ALIVE: Final = (*RUNNING, *WAITING)
+"""All others are final: sacct's manual, "JOB STATE CODES". Of several elements' the first in here is their array's."""
 UNKNOWN: Final = "UNKNOWN"
 """Of a job that ran, and that nobody knows any more: its script left no end, and there is no accounting."""
 

@@ -10,20 +10,9 @@ from typing import Final
 
 from executors.base import Failure, JobState, Plan, Status
 from executors.failures import failed_nodes, job_failure
-from executors.slurm.queue import View
+from executors.slurm.queue import ALIVE, WAITING, View
 from launcher.worker import JobFiles
 
-WAITING: Final = {
-    "PENDING",
-    "CONFIGURING",
-    "REQUEUED",
-    "REQUEUE_HOLD",
-    "REQUEUE_FED",
-    "RESV_DEL_HOLD",
-    "SPECIAL_EXIT",
-}
-RUNNING: Final = {"RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING"}
-"""All others are final: sacct's manual, "JOB STATE CODES"."""
 WORDS: Final = {
     "TIMEOUT": "it reached its time limit",
     "DEADLINE": "it reached its deadline",
@@ -84,7 +73,7 @@ def _clock(seconds: float) -> str:
 
 
 def is_final(view: View) -> bool:
-    return view.state not in WAITING and view.state not in RUNNING
+    return view.state not in ALIVE
 
 
 def never_started() -> JobState:
@@ -125,7 +114,7 @@ def _failure(view: View, plan: Plan) -> Failure:
         words = f"{', '.join(nodes)} failed" if nodes else WORDS[view.state]
         advice = f"\n  try: {ADVICE[view.state]}" if view.state in ADVICE else ""
         return Failure(rank=None, cause=f"job {view.job_id}{where}: {words} ({view.state}){ended}{advice}")
-    broken = [index for index, state in sorted(view.elements.items()) if state not in {"COMPLETED", *WAITING, *RUNNING}]
+    broken = [index for index, state in sorted(view.elements.items()) if state not in ("COMPLETED", *ALIVE)]
     files = JobFiles(plan.folder / f"array_{broken[0]}" if broken else plan.folder)
     found = job_failure(files, view.exit_code or (128 + view.signal if view.signal else 1))
     element = f"element {broken[0]} of the array: " if broken else ""

@@ -107,12 +107,13 @@ class Watch:
         found = [handle for handle in jobs if ids.get(handle.job.folder) is not None]
         for handle in found:
             handle.id = ids[handle.job.folder]
+        with self._guard:  # before they are asked after: what became of one says what becomes of those that need it
+            folders = {handle.plan.folder for handle in found}
+            self._jobs = [known for known in self._jobs if known.plan.folder not in folders] + found
+            self._folders |= folders
         if found:
             self._look(found, SMALL)
             self._ask(found)
-        with self._guard:
-            self._jobs.extend(handle for handle in found if not handle.ended)
-            self._folders.update(handle.plan.folder for handle in found)
         return found
 
     def cancel(self, jobs: Sequence[SlurmJob], *, now: bool) -> None:
@@ -183,15 +184,15 @@ class Watch:
             self._ask(there)
 
     def _submit(self, jobs: Sequence[SlurmJob]) -> None:
-        wanted: list[SlurmJob] = []
-        for handle in jobs:
-            if handle.ending:  # it may be there all the same: the answer was lost, perhaps
-                handle.id = submission.find(self._tunnel, [handle.job]).get(handle.job.folder)
-                if handle.id is None:
-                    submission.cancel(self._tunnel, [handle.job])
-                    handle.set(JobState(status=Status.CANCELLED))
-            else:
-                wanted.append(handle)
+        if ending := [handle for handle in jobs if handle.ending]:
+            ids = submission.find(self._tunnel, [handle.job for handle in ending])
+            for handle in ending:  # it may be there all the same: the answer was lost, perhaps
+                handle.id = ids[handle.job.folder]
+            never = [handle for handle in ending if handle.id is None]
+            submission.cancel(self._tunnel, [handle.job for handle in never])
+            for handle in never:
+                handle.set(JobState(status=Status.CANCELLED))
+        wanted = [handle for handle in jobs if not handle.ending]
         if not wanted:
             return
         answers = submission.submit(self._tunnel, [handle.job for handle in wanted])
@@ -249,7 +250,7 @@ class Watch:
         if state.failure is not None and hung and handle.plan.ranks <= MANY:
             self._look([handle], COLLECTIVES)  # which say who kept the others waiting
             state = state_of(view, handle.plan, never=False)
-        if state.status.final and (view.ended is None or view.elements):
+        if state.status.final and not handle.asked and (view.ended is None or view.elements):
             # Its script had no time to take its secrets away; that of an array's element leaves them to the others.
             submission.cancel(self._tunnel, [handle.job])
         if handle.ending and state.status is Status.QUEUED:  # its script had it started again in that moment

@@ -221,8 +221,9 @@ class _Command:
                 clock.start()
             self.channel.exec_command(command)
             if source is not None:
-                self.feeding = threading.Thread(target=self._feed, args=(source,), daemon=True)
-                self.feeding.start()
+                feeding = threading.Thread(target=self._feed, args=(source,), daemon=True)
+                feeding.start()
+                self.feeding = feeding
             listening.start()
             self._drain(self.channel.recv, stdout)
             listening.join()
@@ -234,9 +235,10 @@ class _Command:
         finally:
             if clock is not None:
                 clock.cancel()
+            fed = self._fed(1)  # its source is the caller's, who is about to close it
         if self.late:
             # It may be holding the connection, with nobody to take what it sends: others must not wait for it.
-            if self.feeding is not None and not self._fed(1):
+            if not fed:
                 _close(self.transport)
             raise TunnelError(
                 f"{self.host} did not end the command within {timeout:g} s; it may still be running there", lost=True
@@ -253,9 +255,10 @@ class _Command:
         _close(self.channel)
 
     def _fed(self, seconds: float) -> bool:
-        if self.feeding is not None:
-            self.feeding.join(seconds)
-        return self.feeding is None or not self.feeding.is_alive()
+        if self.feeding is None:
+            return True
+        self.feeding.join(seconds)
+        return not self.feeding.is_alive()
 
     def _feed(self, source: BinaryIO) -> None:
         import paramiko

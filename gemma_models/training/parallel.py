@@ -63,7 +63,7 @@ def parallel_context(
 
 def _timeout() -> timedelta:
     """How long a collective waits. A hang is for the heartbeat to end, which says where: it must come first."""
-    return max(timedelta(minutes=30), timedelta(minutes=10, seconds=float(os.environ.get(STEP_TIMEOUT) or 0)))
+    return max(timedelta(minutes=30), timedelta(minutes=10 + float(os.environ.get(STEP_TIMEOUT) or 0)))
 
 
 def _initialise_process_group(accelerator: str, device: torch.device) -> None:

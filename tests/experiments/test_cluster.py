@@ -293,6 +293,40 @@ def test_another_machine_takes_nothing_for_failed_that_is_still_to_come(
     until(lambda: set(there.status().values()) == {Status.SUCCEEDED}, 60, "the end of both")
 
 
+def test_two_clusters_in_one_experiment_are_not_mixed(slurm_lab: SlurmLab) -> None:
+    other = run.SSHTunnel("lab", ssh_config=slurm_lab.sshd.ssh_config(), job_dir=f"{slurm_lab.job_dir}/other")
+    places = {"here": cluster(slurm_lab), "there": cluster(slurm_lab, tunnel=other)}
+    with run.Experiment("two clusters") as experiment:
+        for name, where in places.items():
+            experiment.add(run.Partial(on_cluster.work, 0.0), executor=where, name=name)
+        experiment.add(run.Partial(on_cluster.work, 0.0), executor=places["there"], name="then", dependencies=["here"])
+        results = {result.task: result.value["folder"] for result in experiment.run(progress=False)}
+    for name, where in (("here", places["here"]), ("there", places["there"]), ("then", places["there"])):
+        assert where.tunnel is not None
+        top = Path(where.tunnel.job_dir, "experiments", experiment.id)
+        assert results[name] == str(top / "code")
+        assert (top / name / "job_id").exists()
+    assert not Path(slurm_lab.job_dir, "experiments", experiment.id, "there").exists()
+
+
+def test_what_no_commit_holds_travels_and_is_noted_there(
+    slurm_lab: SlurmLab, tmp_path: Path, launcher_home: Path
+) -> None:
+    text = Path(SCRIPT).read_text().replace("        packager=", "        # packager=")
+    (tmp_path / "train.py").write_text(text)
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    (tmp_path / "train.py").write_text(text.replace('"world":', '"changed": True, "world":'))
+    argv = [sys.executable, "train.py", slurm_lab.sshd.ssh_config(), slurm_lab.job_dir, slurm_lab.python, "0"]
+    done = subprocess.run(
+        argv, cwd=tmp_path, env={**os.environ, "GEMMA_LAUNCHER_HOME": str(launcher_home)}, check=False
+    )
+    assert done.returncode == 0
+    assert only().task("first").result()["changed"] is True
+    diff = Path(slurm_lab.job_dir, "experiments", only().id, "code.diff").read_text()
+    assert '"changed": True' in diff and diff == (only().folder / "code.diff").read_text()
+
+
 def test_one_question_a_cluster_serves_all_its_experiments(slurm_lab: SlurmLab, monkeypatch: Any) -> None:
     from executors.tunnel import SSHTunnel
 

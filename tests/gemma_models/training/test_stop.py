@@ -16,7 +16,7 @@ from executors.base import JobState
 from executors.local import LocalExecutor
 from gemma_models.settings import MegatronStrategy
 from gemma_models.training.checkpoints import steps
-from launcher.worker import RESTART, JobFiles
+from launcher.worker import JobFiles
 
 STEPS = 6
 Launcher = Literal["torchrun"] | None
@@ -30,9 +30,10 @@ def recipe(folder: Path, stops: list[int], **options: Any) -> Any:
 
 
 def start(job: Path, recipe: Any, restart: int, launcher: Launcher = None) -> JobState:
-    """The job, started for the n-th time, as a place starts it: with the files of its last start in its folder."""
-    env = {RESTART: str(restart)}
-    return run_job(job, recipe, LocalExecutor(ntasks_per_node=2, launcher=launcher, env_vars=env, gpus_per_node=0))
+    """The job, started again so many times, as a place starts it: with the files of its last start in its folder."""
+    for attempt in range(restart):
+        (job / f"attempt_{attempt}").mkdir(parents=True, exist_ok=True)
+    return run_job(job, recipe, LocalExecutor(ntasks_per_node=2, launcher=launcher, gpus_per_node=0))
 
 
 @pytest.fixture(scope="module")
