@@ -10,7 +10,7 @@ from submitted import make_plan
 from executors.slurm.executor import SlurmExecutor
 from executors.tunnel import SSHTunnel
 from launcher import worker
-from tests.labs.machine import until
+from tests.labs.machine import LabError, until
 from tests.labs.slurm.lab import SlurmLab
 
 
@@ -48,7 +48,10 @@ class SlurmJob:
 
     def wait_for(self, name: str, lines: int = 1, seconds: float = 60) -> str:
         """The text of a file, once it has that many lines."""
-        until(lambda: self.read(name).count("\n") >= lines, seconds, f"{name} of {self.folder}:\n{self.log}")
+        try:
+            until(lambda: self.read(name).count("\n") >= lines, seconds, f"{name} of {self.folder}")
+        except LabError as error:
+            raise LabError(f"{error}:\n{self.log}") from None
         return self.read(name)
 
     @property

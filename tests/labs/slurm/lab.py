@@ -252,7 +252,9 @@ class SlurmLab(SharedLab):
         )
         until(lambda: bool(children(pid)), 10, f"the first process of {name}")
         first = str(children(pid)[0])
-        _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", first)
+        # Its card is the same as before it was off: the other nodes remember its address for half a minute.
+        card = ["eth0", "address", f"02:00:00:00:00:{node:02x}"]
+        _ip("link", "add", cable, "type", "veth", "peer", "name", *card, "netns", first)
         _ip("link", "set", cable, "master", settings.BRIDGE, "up")
 
     def drop_ssh(self) -> None:
