@@ -386,6 +386,12 @@ class Executor(Strict, ABC):
     def plan(self, task: Task) -> Plan:
         """What would run. Pure. Raises ExecutorError where it cannot work."""
 
+    def check_kept(self, name: str, path: str, where: str | None) -> None:
+        """Refuse a path, a task's argument, where what it leaves there for good would go with the place.
+
+        Raises ExecutorError.
+        """
+
     def check_together(self, plans: Sequence[Plan]) -> None:
         """Refuse plans of one group that can never run at the same time; most places have no such limit.
 

@@ -207,7 +207,7 @@ class Experiment:
             script = copy.deepcopy(task)
             own, yaml = task.name, _script_yaml(task)
         else:
-            from launcher.config import check_task, task_name
+            from launcher.config import check_task, kept_path, task_name
             from launcher.serialization import encode, to_yaml
 
             try:
@@ -216,6 +216,8 @@ class Experiment:
                 set_at = executor.where("ntasks_per_node")
                 error.where = " and ".join(filter(None, [error.where, set_at and f"{set_at} (the executor)"]))
                 raise
+            if (kept := kept_path(task)) is not None:
+                executor.check_kept(*kept)
             situation = situation_of(task, executor)
             self._warn(refuse_conflicts(situation, given_by(executor), executor))
             own, call, yaml = task_name(task), encode(task), to_yaml(task)
@@ -290,7 +292,7 @@ class Experiment:
                 Job(task, plan, added.executor)
                 for task, plan, added in zip(record.tasks, plans, self._added, strict=True)
             ]
-            if detach and (sequential or not self._needs_nobody()):
+            if detach and (sequential or not self._needs_nobody(plans)):
                 from experiments import detached
 
                 try:
@@ -314,8 +316,10 @@ class Experiment:
         self._say(f"experiment {self.id}: {record.status.value}")
         return self._results(record)
 
-    def _needs_nobody(self) -> bool:
+    def _needs_nobody(self, plans: list[Plan]) -> bool:
         """Whether the places look after all tasks by themselves, once they have them."""
+        if any(plan.gpus for plan in plans):  # which no place of ours gives away by itself
+            return False
         executors = {added.name: added.executor for added in self._added}
         needs = needs_in(self._added)
         return all(

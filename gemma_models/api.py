@@ -13,7 +13,7 @@ from gemma_models.architectures import GemmaConfig
 from gemma_models.data import DataModule
 from gemma_models.layout import check_recipe, check_schedule, check_training, check_validation
 from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
-from launcher.checks import checked_by
+from launcher.checks import checked_by, keeps
 from launcher.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _WEIGHTS_HINT = 'recipe.resume.restore_config.path = "FOLDER", a Megatron or Hug
 
 
 @checked_by(check_recipe)
+@keeps("log.dir")
 def train(
     model: GemmaConfig,
     data: DataModule,
@@ -54,6 +55,7 @@ def train(
 
 
 @checked_by(check_recipe)
+@keeps("log.dir")
 def pretrain(
     model: GemmaConfig,
     data: DataModule,
@@ -68,6 +70,7 @@ def pretrain(
 
 
 @checked_by(check_recipe)
+@keeps("log.dir")
 def finetune(
     model: GemmaConfig,
     data: DataModule,
@@ -114,6 +117,7 @@ def validate(
     return measure(model, data, trainer, log, resume, tokenizer)
 
 
+@keeps("output")
 def import_checkpoint(source: str | Path, output: str | Path) -> Path:
     """Turn the Hugging Face folder ``source`` into a Megatron checkpoint at ``output``, in the weights' own dtype.
 
@@ -124,6 +128,7 @@ def import_checkpoint(source: str | Path, output: str | Path) -> Path:
     return import_hf(Path(source).expanduser(), Path(output).expanduser())
 
 
+@keeps("output")
 def export_checkpoint(source: str | Path, output: str | Path, base: str | Path | None = None) -> Path:
     """Turn a Megatron checkpoint into a Hugging Face folder at ``output``; adapters are merged into their base.
 

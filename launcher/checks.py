@@ -1,4 +1,4 @@
-"""A task's own check, which its function carries: known without fiddle, because a job imports the function, too."""
+"""What a task's function says of itself: known without fiddle, because a job imports the function, too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CHECK = "__launch_check__"
+_KEEPS = "__launch_keeps__"
 
 
 def checked_by(check: Callable[[Any, int], None]) -> Callable[[F], F]:
@@ -26,4 +27,20 @@ def checked_by(check: Callable[[Any, int], None]) -> Callable[[F], F]:
 def check_of(function: Any) -> Callable[[Any, int], None] | None:
     """What `checked_by` gave this function."""
     found: Callable[[Any, int], None] | None = getattr(function, _CHECK, None)
+    return found
+
+
+def keeps(argument: str) -> Callable[[F], F]:
+    """A decorator: the argument ("log.dir" is one of an argument's own) is the path of what a task leaves for good."""
+
+    def mark(function: F) -> F:
+        function.__dict__[_KEEPS] = argument
+        return function
+
+    return mark
+
+
+def kept_by(function: Any) -> str | None:
+    """What `keeps` gave this function."""
+    found: str | None = getattr(function, _KEEPS, None)
     return found

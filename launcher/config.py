@@ -14,7 +14,7 @@ from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from launcher import typecheck
-from launcher.checks import check_of
+from launcher.checks import check_of, kept_by
 from launcher.errors import ConfigError, LaunchError, nearest
 from launcher.lazy_fiddle import fiddle, history
 from launcher.ownership import own_defaults, owned, signature
@@ -320,6 +320,23 @@ def check_task(task: Any, ranks: int = 1) -> None:
     own_check = check_of(fiddle.get_callable(task))
     if own_check is not None:
         own_check(task, ranks)
+
+
+def kept_path(task: Call[Any]) -> tuple[str, str, str | None] | None:
+    """Where a task leaves something for good, as far as its function says (see launcher.checks.keeps).
+
+    The argument's name, its value, and file:line of what set it.
+    """
+    name = kept_by(fiddle.get_callable(task))
+    value: Any = task
+    set_at = None
+    for part in name.split(".") if name else ():
+        if isinstance(value, fiddle.Buildable):
+            set_at = where(value, part)
+            value = arguments(value).get(part)
+        else:
+            value = getattr(value, part, None)
+    return (name, os.fspath(value), set_at) if name and isinstance(value, str | os.PathLike) else None
 
 
 def task_name(task: Any) -> str:

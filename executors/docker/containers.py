@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path("/gemma-launcher")
 """Where a task's volume is in its containers."""
-EXPERIMENT, TASK, NODE, ATTEMPT, STORE = (
-    f"gemma-launcher.{name}" for name in ("experiment", "task", "node", "attempt", "store")
+EXPERIMENT, TASK, NODE, ATTEMPT, STORE, GPUS = (
+    f"gemma-launcher.{name}" for name in ("experiment", "task", "node", "attempt", "store", "gpus")
 )
 
 
@@ -95,7 +95,7 @@ def _spec(executor: DockerExecutor, plan: Plan, node: int, process: Process, sto
         "entrypoint": argv[:1],  # the image's own would be started with our command for its arguments
         "command": argv[1:],
         "environment": {**plan.env, **process.env, RESTART: str(attempt - 1)},
-        "labels": {**labels(plan.job, store), NODE: str(node), ATTEMPT: str(attempt)},
+        "labels": {**labels(plan.job, store), NODE: str(node), ATTEMPT: str(attempt), **_taken(executor, node)},
         "working_dir": str(folder(plan, attempt)),
         "hostname": alias(plan.job, node),
         "volumes": [f"{plan.job}:{ROOT}", *executor.volumes],
@@ -123,6 +123,12 @@ def _spec(executor: DockerExecutor, plan: Plan, node: int, process: Process, sto
     )
 
 
+def _taken(executor: DockerExecutor, node: int) -> dict[str, str]:
+    """The GPUs that no other task is to have meanwhile, by their numbers. What is in device_requests may be shared."""
+    first, count = node * (executor.num_gpus or 0), executor.num_gpus or 0
+    return {GPUS: " ".join(str(first + gpu) for gpu in range(count))} if count else {}
+
+
 def _devices(executor: DockerExecutor, node: int) -> list[dict[str, Any]] | None:
     """Nodes of one machine share its GPUs out; one alone takes as many as it wants of them."""
     if executor.device_requests:
@@ -131,8 +137,7 @@ def _devices(executor: DockerExecutor, node: int) -> list[dict[str, Any]] | None
         return None
     if executor.nodes == 1:
         return [{"count": executor.num_gpus, "capabilities": [["gpu"]]}]
-    first = node * executor.num_gpus
-    return [{"device_ids": [str(first + gpu) for gpu in range(executor.num_gpus)], "capabilities": [["gpu"]]}]
+    return [{"device_ids": _taken(executor, node)[GPUS].split(), "capabilities": [["gpu"]]}]
 
 
 def engine_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from executors.docker.engine import Engine
 from executors.files import write_files
 from executors.package import Package
 from launcher.errors import LaunchError
-from launcher.worker import JobFiles
+from launcher.worker import JobFiles, write_json
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
@@ -55,6 +55,8 @@ def deliver(engine: Engine, tasks: Sequence[tuple[DockerExecutor, Plan]]) -> lis
             with engine.asked(f"task {plan.name!r}", where=executor.where("container_image")) as client:
                 image = client.images.get(str(executor.container_image))
                 notes[f"image {executor.container_image} is {image.id}"] = None
+                known = {"name": executor.container_image, "id": image.id, "digests": image.attrs["RepoDigests"]}
+                write_json(plan.folder / "image.json", known)
             made = make(engine, executor, plan, 1)
             with engine.asked(f"task {plan.name!r}") as client, _archive(plan, _owner(made[0])) as data:
                 client.api.put_archive(made[0].id, str(ROOT), data)  # type: ignore[arg-type]  # a file will do

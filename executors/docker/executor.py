@@ -7,30 +7,33 @@ import json
 import socket
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from executors.base import Executor, Handle, JobState, Plan, Process, Task
+from executors.base import Plan, Process, Task
 from executors.docker import options
 from executors.docker.containers import ROOT, alias, port, specs
-from executors.docker.options import refuse
-from launcher.errors import LaunchError, nearest
+from executors.docker.options import mount, refuse
+from executors.watch import WatchedExecutor, watch_of
+from launcher.errors import ExecutorError, LaunchError, nearest
 from launcher.home import home
 
 if TYPE_CHECKING:
-    from executors.docker.watch import DockerJob, Watch
+    from executors.docker.watch import DockerJob, DockerWatch
 
 LAUNCHERS = ("torchrun",)
 
 
 @dataclass(kw_only=True)
-class DockerExecutor(Executor):
+class DockerExecutor(WatchedExecutor):
     """Runs a task in containers of a Docker engine.
 
     container_image: has Python and the training stack; the user's code and ours are copied in. Its entrypoint is not
         run. It is there already, or `docker pull` brings it.
     nodes: containers that stand for nodes, on a network of their own, each with ntasks_per_node processes.
-    num_gpus: GPUs that each node gets; those of several nodes are different ones. Tasks that run at the same time may
-        get the same: name them in device_requests, dicts with the arguments of docker.types.DeviceRequest.
+    num_gpus: GPUs that each node gets to itself, the engine's first, those of several nodes one after another; a task
+        waits until no other of this launcher's kind has them. device_requests name others, dicts with the arguments of
+        docker.types.DeviceRequest, and nothing waits for those.
     shm_size: at most so much of the memory can be shared by processes; NCCL and data loaders need more than the
         engine's own 64 MB.
     ulimits: "memlock=-1", or "nofile=1024:2048". ipc_mode, network, user, memory ("64g"), cpus, privileged: as the
@@ -60,10 +63,6 @@ class DockerExecutor(Executor):
     host: str | None = None
 
     elsewhere: ClassVar[bool] = True
-
-    @property
-    def outlives(self) -> bool:
-        return True
 
     @property
     def place(self) -> Hashable:
@@ -113,6 +112,21 @@ class DockerExecutor(Executor):
             except UnicodeEncodeError:
                 raise refuse(self, "env_vars", f"env_vars[{name!r}] is no text, as engines need it", None) from None
 
+    def check_kept(self, name: str, path: str, where: str | None) -> None:
+        """Only what lies in a volume of the user's stays when the containers go."""
+        kept = {target for _, target, read_only in map(mount, self.volumes) if not read_only}
+        if "volumes_from" in self.additional_kwargs or not kept.isdisjoint(
+            [path, *map(str, PurePosixPath(path).parents)]
+        ):
+            return
+        target = next(iter(sorted(kept)), "/runs")
+        volumes = "" if kept else f", with volumes=['/data/runs:{target}']"
+        raise ExecutorError(
+            f"{name} is {path!r}, which goes with the containers; what they write stays in volumes alone",
+            where=where,
+            hint=f"{name}={target!r}{volumes}",
+        )
+
     def plan(self, task: Task) -> Plan:
         from executors.archive import own_package
 
@@ -134,6 +148,7 @@ class DockerExecutor(Executor):
             secrets=secrets,
             nodes=self.nodes,
             ntasks_per_node=self.ntasks_per_node,
+            gpus=self.nodes * (self.num_gpus or 0),
             group=task.group,
             package=task.package,
             copy=copy,
@@ -143,6 +158,16 @@ class DockerExecutor(Executor):
         )
         made = [spec.to_text() for spec in specs(self, plan, self.store)]
         return replace(plan, files={**files, "containers": "\n".join(made) + "\n"})
+
+    def check_together(self, plans: Sequence[Plan]) -> None:
+        wanting = [plan for plan in plans if plan.gpus and plan.remote is not None]
+        if len(wanting) > 1:
+            names = " and ".join(repr(plan.name) for plan in wanting)
+            raise ExecutorError(
+                f"tasks {names} are to run together, and num_gpus gives each the engine's first",
+                where=self.where("num_gpus"),
+                hint="device_requests=[{'device_ids': ['4', '5'], 'capabilities': [['gpu']]}] for one of them",
+            )
 
     @property
     def store(self) -> str:
@@ -197,32 +222,8 @@ class DockerExecutor(Executor):
 
         return deliver(self._watch().engine, [(self._of(plan), plan) for plan in plans])
 
-    def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:
-        from executors.docker.watch import DockerJob
-
-        handles = [DockerJob(plan, self._of(plan), wake) for plan in plans]
-        self._watch().add(handles)
-        return list(handles)
-
-    def attach(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle | None]:
-        from executors.docker.watch import DockerJob
-
-        handles = [DockerJob(plan, self._of(plan), wake) for plan in plans]
-        found = self._watch().attach(handles)
-        return [handle if handle in found else None for handle in handles]
-
-    def poll(self, handles: Sequence[Handle]) -> list[JobState]:
-        states = [_own(handle).state for handle in handles]
-        self._watch().look_after([_own(handle) for handle in handles])
-        return states
-
-    def cancel(self, handles: Sequence[Handle], *, now: bool = False) -> None:
-        self._watch().cancel([_own(handle) for handle in handles], now=now)
-
     def fetch(self, plans: Sequence[Plan], *, rank: int | None = None) -> None:
-        from executors.docker.watch import DockerJob
-
-        self._watch().fetch([DockerJob(plan, self._of(plan), lambda: None) for plan in plans], rank)
+        self._watch().fetch([self._handle(plan, lambda: None) for plan in plans], rank)
 
     def clean(self, plan: Plan) -> None:
         """An engine that is out of reach keeps what it has; `gemma-launch experiment prune` takes it away."""
@@ -243,21 +244,19 @@ class DockerExecutor(Executor):
         engine = self._watch().engine
         return [gone for job in jobs_of(engine, self.store) if not keep(*_names(job)) for gone in remove(engine, job)]
 
-    def _watch(self) -> Watch:
-        from executors.docker.watch import watch
+    def _watch(self) -> DockerWatch:
+        from executors.docker.engine import Engine
+        from executors.docker.watch import DockerWatch
 
-        return watch(self.host, self.place)
+        return watch_of(self.place, lambda: DockerWatch(Engine(self.host)))
+
+    def _handle(self, plan: Plan, wake: Callable[[], None]) -> DockerJob:
+        from executors.docker.watch import DockerJob
+
+        return DockerJob(plan, self._of(plan), wake)
 
 
 def _names(job: str) -> tuple[str, str]:
     """Experiment and task."""
     task, _, experiment = job.partition(".")
     return experiment, task
-
-
-def _own(handle: Handle) -> DockerJob:
-    from executors.docker.watch import DockerJob
-
-    if not isinstance(handle, DockerJob):
-        raise TypeError(f"{type(handle).__name__} is not a handle of DockerExecutor")
-    return handle

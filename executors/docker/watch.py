@@ -1,28 +1,23 @@
-"""Looks after this process's tasks on one engine: a thread that starts, asks and fetches, for all of them at once.
-
-What it is told while the engine cannot be reached is done when it can be again.
-"""
+"""Looks after this process's tasks on one engine, for all of them at once."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
 import re
-import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from executors.base import Failure, Handle, JobState, Plan, Status
+from executors.base import Failure, JobState, Plan, Status
 from executors.docker import delivery, files
-from executors.docker.containers import ATTEMPT, EXPERIMENT, NODE, TASK, folder
+from executors.docker.containers import ATTEMPT, EXPERIMENT, GPUS, NODE, TASK, folder
 from executors.docker.engine import Engine
 from executors.docker.states import End, running, state_of
-from launcher.errors import ExecutorError, TunnelError
+from executors.watch import Watch, Watched
+from launcher.errors import ExecutorError
 from launcher.worker import write_json
 
 if TYPE_CHECKING:
@@ -38,30 +33,20 @@ LIVE: Final = ("running", "paused", "restarting", "removing")
 Row = dict[str, Any]
 """What the engine lists of a container."""
 
-_watches: dict[tuple[int, Hashable], Watch] = {}
-_lock = threading.Lock()
 
-
-class DockerJob(Handle):
+class DockerJob(Watched):
     """A plan on its way through an engine, in one of its attempts."""
 
     def __init__(self, plan: Plan, executor: DockerExecutor, wake: Callable[[], None]) -> None:
-        self.plan = plan
+        super().__init__(plan, wake)
         self.executor = executor
-        self.wake = wake
         self.attempt = 1 + len(list(plan.folder.glob("attempt_*")))
-        self.state = JobState(status=Status.QUEUED, accepted=False)
         self.started = False
-        self.seen = False  # somebody has asked how it stands
         self.away = False  # the engine was, since it started
         self.now = False  # its end has no time
         self.ending: float | None = None  # since when its containers are to end
         self.signal = ""  # what they were sent
         self.looked = 0.0
-
-    @property
-    def ended(self) -> bool:
-        return self.state.status.final
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -82,35 +67,16 @@ class DockerJob(Handle):
     def cancelled(self) -> bool:
         return self.asked.exists()
 
-    def set(self, state: JobState) -> None:
-        changed = state != self.state
-        self.state = state
-        if changed:
-            self.wake()
 
-
-def watch(host: str | None, place: Hashable) -> Watch:
-    """The one of a place, in this process."""
-    with _lock:
-        return _watches.setdefault((os.getpid(), place), Watch(Engine(host)))
-
-
-class Watch:
+class DockerWatch(Watch[DockerJob]):
     """The tasks that this process knows of on an engine."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._jobs: list[DockerJob] = []
-        self._guard = threading.Lock()
-        self._news = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._trouble = 0
+    pause = PAUSE
+    longest = LONGEST
 
-    def add(self, jobs: Sequence[DockerJob]) -> None:
-        """Tasks to start, in this order."""
-        with self._guard:
-            self._jobs.extend(jobs)
-        self._soon()
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.host)
+        self.engine = engine
 
     def attach(self, jobs: Sequence[DockerJob]) -> list[DockerJob]:
         """Those that were started, with how they stand. Raises LaunchError."""
@@ -139,47 +105,17 @@ class Watch:
         for handle in jobs:
             self._look(handle, rows.get(handle.key, []), names)
 
-    def look_after(self, jobs: Sequence[DockerJob]) -> None:
-        """From the second call on: who looks once at what was attached has seen it already."""
-        if all(handle.seen or handle.ended for handle in jobs):
-            self._start()
-        for handle in jobs:
-            handle.seen = True
+    def _rest(self, live: Sequence[DockerJob]) -> float:
+        return PAUSE
 
-    def _start(self) -> None:
-        with self._guard:
-            if self._thread is None and any(not handle.ended for handle in self._jobs):
-                self._thread = threading.Thread(target=self._run, daemon=True, name=f"watch {self.engine.host}")
-                self._thread.start()
-
-    def _soon(self) -> None:
-        self._news.set()
-        self._start()
-
-    def _run(self) -> None:
-        while True:
-            self._news.clear()
-            with self._guard:
-                self._jobs[:] = [handle for handle in self._jobs if not handle.ended]
-                live = list(self._jobs)
-                if not live:
-                    self._thread = None
-                    return
-            try:
-                self._round(live)
-                self._trouble = 0
-            except Exception as error:
-                if not isinstance(error, TunnelError):  # a defect of ours must not leave tasks without anybody
-                    logging.getLogger(__name__).exception("the watch of %s goes on", self.engine.host)
-                self._trouble += 1
-                for handle in live:
-                    handle.away = True
-                    handle.set(replace(handle.state, detail=f"{str(error).splitlines()[0]}; trying again"))
-            self._news.wait(min(LONGEST, PAUSE * 2**self._trouble) if self._trouble else PAUSE)
+    def _missed(self, live: Sequence[DockerJob], why: str) -> None:
+        for handle in live:
+            handle.away = True
+        super()._missed(live, why)
 
     def _round(self, live: Sequence[DockerJob]) -> None:
         for handle in live:
-            if not handle.started and not handle.cancelled:
+            if not handle.started and not handle.cancelled and not self._waits(handle):
                 self._begin(handle)
         rows = self._rows()
         for handle in live:
@@ -189,6 +125,16 @@ class Watch:
                 own = rows.get(handle.key, [])
                 self._end(handle, own)
                 self._note(handle, own)
+
+    def _waits(self, handle: DockerJob) -> bool:
+        """Whether another task has GPUs that it is to have."""
+        wanted = {str(gpu) for gpu in range(handle.plan.gpus)}
+        for (experiment, task, _), rows in (self._rows() if wanted else {}).items():
+            held = {gpu for row in rows if row["State"] in LIVE for gpu in row["Labels"].get(GPUS, "").split()}
+            if not held.isdisjoint(wanted):
+                handle.set(replace(handle.state, detail=f"waits for its GPUs, which {task} of {experiment} has"))
+                return True
+        return False
 
     def _begin(self, handle: DockerJob) -> None:
         """Have its containers run: those of a further attempt are made first."""

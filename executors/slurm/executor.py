@@ -11,25 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from executors.architecture import GPUS, Architecture
-from executors.base import Executor, Handle, JobState, Plan, Task
+from executors.base import Executor, Plan, Task
 from executors.secrets import split_secrets
 from executors.slurm import options
 from executors.slurm.options import check_choice, check_count, check_text, check_texts, refuse
 from executors.slurm.script import Raw, environment, render
 from executors.tunnel import Tunnel
+from executors.watch import WatchedExecutor, watch_of
 from launcher.errors import TunnelError, nearest
 from launcher.worker import JobFiles
 
 if TYPE_CHECKING:
     from executors.slurm.submission import Job
-    from executors.slurm.watch import SlurmJob, Watch
+    from executors.slurm.watch import SlurmJob, SlurmWatch
 
 WARNING = "USR1@120"
 """What a job that may be started again gets without asking: two minutes to save."""
 
 
 @dataclass(kw_only=True)
-class SlurmExecutor(Executor):
+class SlurmExecutor(WatchedExecutor):
     """Runs a task as a Slurm job.
 
     Attributes are called as sbatch's options, and mean the same; None leaves one out. What differs:
@@ -84,10 +85,6 @@ class SlurmExecutor(Executor):
 
     elsewhere: ClassVar[bool] = True
     retries_itself: ClassVar[bool] = True
-
-    @property
-    def outlives(self) -> bool:
-        return True
 
     @property
     def place(self) -> Hashable:
@@ -334,29 +331,6 @@ class SlurmExecutor(Executor):
 
         return deliver(self._reach(), plans)
 
-    def submit(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle]:
-        from executors.slurm.watch import SlurmJob
-
-        watch = self._watch()
-        handles = [SlurmJob(plan, self._job(plan), wake) for plan in plans]
-        watch.add(handles)
-        return list(handles)
-
-    def attach(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle | None]:
-        from executors.slurm.watch import SlurmJob
-
-        handles = [SlurmJob(plan, self._job(plan), wake) for plan in plans]
-        found = self._watch().attach(handles)
-        return [handle if handle in found else None for handle in handles]
-
-    def poll(self, handles: Sequence[Handle]) -> list[JobState]:
-        states = [_own(handle).state for handle in handles]
-        self._watch().look_after([_own(handle) for handle in handles])
-        return states
-
-    def cancel(self, handles: Sequence[Handle], *, now: bool = False) -> None:
-        self._watch().cancel([_own(handle) for handle in handles], now=now)
-
     def fetch(self, plans: Sequence[Plan], *, rank: int | None = None) -> None:
         from executors.mirror import mirror
         from executors.slurm.watch import ALL, rank_logs
@@ -377,24 +351,21 @@ class SlurmExecutor(Executor):
 
         submission.cancel(self._reach(), [self._job(plan)])
 
-    def _watch(self) -> Watch:
-        from executors.slurm.watch import watch
+    def _watch(self) -> SlurmWatch:
+        from executors.slurm.watch import SlurmWatch
 
-        return watch(self._reach(), self.place)
+        return watch_of(self.place, lambda: SlurmWatch(self._reach()))
+
+    def _handle(self, plan: Plan, wake: Callable[[], None]) -> SlurmJob:
+        from executors.slurm.watch import SlurmJob
+
+        return SlurmJob(plan, self._job(plan), wake)
 
     def _job(self, plan: Plan) -> Job:
         from executors.slurm.submission import Job
 
         needs = tuple(str(Path(str(plan.remote)).with_name(name)) for name in plan.after)
         return Job(folder=str(plan.remote), name=plan.job, needs=needs, dependency=plan.dependency)
-
-
-def _own(handle: Handle) -> SlurmJob:
-    from executors.slurm.watch import SlurmJob
-
-    if not isinstance(handle, SlurmJob):
-        raise TypeError(f"{type(handle).__name__} is not a handle of SlurmExecutor")
-    return handle
 
 
 def _mount(text: str) -> str:

@@ -1,30 +1,27 @@
-"""Looks after this process's jobs on one cluster: a thread that submits, asks and fetches, for all of them at once.
+"""Looks after this process's jobs on one cluster, for all of them at once.
 
-What it is told while the cluster cannot be reached is done when it can be again: nothing is lost, and a submission that
-was asked for twice is one (see executors.slurm.submission).
+Nothing is lost where the cluster cannot be reached, and a submission that was asked for twice is one (see
+executors.slurm.submission).
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import re
-import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from executors.base import Failure, Handle, JobState, Plan, Status
+from executors.base import Failure, JobState, Plan, Status
 from executors.mirror import mirror
 from executors.slurm import submission
 from executors.slurm.queue import View, query
 from executors.slurm.states import NEVER, is_final, never_started, state_of
 from executors.slurm.submission import Job
 from executors.tunnel import Tunnel
-from launcher.errors import TunnelError
+from executors.watch import Watch, Watched
 
 QUICK: Final = 1.0  # seconds between two looks at a job's files while it is young, or followed
 SLOW: Final = 5.0  # and later
@@ -43,63 +40,38 @@ COLLECTIVES: Final = re.compile(r"rank_[0-9]+\.collectives\.json")
 MANY: Final = 64  # ranks, whose flight records of some MB each are left where they are
 ALL: Final = re.compile(SMALL.pattern + r"|rank_[0-9]+\.(out|err)")
 
-_watches: dict[tuple[int, Hashable], Watch] = {}
-_lock = threading.Lock()
 
-
-class SlurmJob(Handle):
+class SlurmJob(Watched):
     """A plan on its way through a cluster."""
 
     def __init__(self, plan: Plan, job: Job, wake: Callable[[], None]) -> None:
-        self.plan = plan
+        super().__init__(plan, wake)
         self.job = job
-        self.wake = wake
         self.id: int | None = None
-        self.state = JobState(status=Status.QUEUED, accepted=False)
         self.ending: bool = False  # somebody asked for its end
         self.now = False
         self.asked = False  # the cluster was told so
-        self.seen = False  # somebody has asked how it stands
         self.submitted: float | None = None  # when we did it
         self.missed: float | None = None  # since when nobody there knows it
 
-    @property
-    def ended(self) -> bool:
-        return self.state.status.final
 
-    def set(self, state: JobState) -> None:
-        changed = state != self.state
-        self.state = state
-        if changed:
-            self.wake()
-
-
-def watch(tunnel: Tunnel, place: Hashable) -> Watch:
-    """The one of a place, in this process."""
-    with _lock:
-        return _watches.setdefault((os.getpid(), place), Watch(tunnel))
-
-
-class Watch:
+class SlurmWatch(Watch[SlurmJob]):
     """The jobs that this process knows of on a cluster."""
 
+    pause = QUICK
+    longest = LONGEST
+
     def __init__(self, tunnel: Tunnel) -> None:
+        super().__init__(tunnel.name)
         self._tunnel = tunnel
-        self._jobs: list[SlurmJob] = []
         self._folders: set[Path] = set()
-        self._guard = threading.Lock()
-        self._news = threading.Event()
-        self._thread: threading.Thread | None = None
         self._asked = 0.0  # when the scheduler was, last
-        self._pause = QUICK
-        self._trouble = 0
+        self._between = QUICK  # seconds between two questions to it
 
     def add(self, jobs: Sequence[SlurmJob]) -> None:
-        """Jobs to submit, in this order, or that were submitted."""
         with self._guard:
-            self._jobs.extend(jobs)
             self._folders.update(handle.plan.folder for handle in jobs)
-        self._soon()
+        super().add(jobs)
 
     def attach(self, jobs: Sequence[SlurmJob]) -> list[SlurmJob]:
         """Those that were submitted, with how they stand. Raises TunnelError."""
@@ -128,49 +100,13 @@ class Watch:
         with self._guard:
             return plan.folder in self._folders
 
-    def look_after(self, jobs: Sequence[SlurmJob]) -> None:
-        """From the second call on: who looks once at what was attached has seen it already."""
-        if all(handle.seen or handle.ended for handle in jobs):
-            self._start()
-        for handle in jobs:
-            handle.seen = True
-
-    def _start(self) -> None:
-        with self._guard:
-            if self._thread is None and any(not handle.ended for handle in self._jobs):
-                self._thread = threading.Thread(target=self._run, daemon=True, name=f"watch {self._tunnel.name}")
-                self._thread.start()
-
     def _soon(self) -> None:
-        self._pause = QUICK
+        self._between = QUICK
         self._asked = 0.0
-        self._news.set()
-        self._start()
+        super()._soon()
 
-    def _run(self) -> None:
-        while True:
-            self._news.clear()
-            with self._guard:
-                live = [handle for handle in self._jobs if not handle.ended]
-                if not live:
-                    self._jobs.clear()
-                    self._thread = None
-                    return
-            try:
-                self._round(live)
-                self._trouble = 0
-            except TunnelError as error:
-                self._trouble += 1
-                for handle in live:
-                    handle.set(_with_detail(handle.state, f"{_first_line(error)}; trying again"))
-            except Exception as error:  # a defect of ours must not leave jobs without anybody
-                logging.getLogger(__name__).exception("the watch of %s goes on", self._tunnel.name)
-                self._trouble += 1
-                for handle in live:
-                    handle.set(_with_detail(handle.state, f"{type(error).__name__}: {error}; trying again"))
-            followed = any(handle.plan.follow for handle in live)
-            calm = QUICK if followed else min(SLOW, max(QUICK, self._pause / 4))
-            self._news.wait(min(LONGEST, QUICK * 2**self._trouble) if self._trouble else calm)
+    def _rest(self, live: Sequence[SlurmJob]) -> float:
+        return QUICK if any(handle.plan.follow for handle in live) else min(SLOW, max(QUICK, self._between / 4))
 
     def _round(self, live: Sequence[SlurmJob]) -> None:
         self._submit([handle for handle in live if handle.id is None])
@@ -180,7 +116,7 @@ class Watch:
         seen = _marks(there)
         self._look([handle for handle in there if handle.plan.follow], ALL)
         self._look(quiet, SMALL)
-        if _marks(there) != seen or time.monotonic() - self._asked >= self._pause:
+        if _marks(there) != seen or time.monotonic() - self._asked >= self._between:
             self._ask(there)
 
     def _submit(self, jobs: Sequence[SlurmJob]) -> None:
@@ -235,7 +171,7 @@ class Watch:
                 handle.missed = None
                 self._update(handle, view)
         changed = before != [(handle.state.status, handle.state.detail) for handle in jobs]
-        self._pause = QUICK if changed else min(LONGEST, self._pause * GROWTH)
+        self._between = QUICK if changed else min(LONGEST, self._between * GROWTH)
 
     def _update(self, handle: SlurmJob, view: View) -> None:
         if view.reason == NEVER:  # Slurm would keep it for ever
@@ -282,7 +218,7 @@ class Watch:
         """The scheduler knows no such job: it was killed before it had written it down, and forgot it."""
         now = time.monotonic()
         handle.missed = handle.missed or now
-        self._pause = QUICK
+        self._between = QUICK
         if now - handle.missed < LOST_AFTER:
             return
         if handle.ending:
@@ -292,7 +228,7 @@ class Watch:
             handle.set(JobState(status=Status.FAILED, failure=Failure(rank=None, cause=cause)))
         else:
             handle.job = submission.resubmission(self._tunnel, handle.job)
-            handle.set(_with_detail(handle.state, f"job {handle.id}: the scheduler lost it; it is submitted again"))
+            handle.set(replace(handle.state, detail=f"job {handle.id}: the scheduler lost it; it is submitted again"))
             handle.id, handle.missed = None, None
 
 
@@ -309,11 +245,3 @@ def _marks(jobs: Sequence[SlurmJob]) -> list[tuple[int, int]]:
         return -1
 
     return [(size(handle.plan.folder / "started"), size(handle.plan.folder / "ended")) for handle in jobs]
-
-
-def _with_detail(state: JobState, detail: str) -> JobState:
-    return replace(state, detail=detail)
-
-
-def _first_line(error: TunnelError) -> str:
-    return str(error).splitlines()[0]

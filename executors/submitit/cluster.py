@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +14,9 @@ from executors.slurm import submission
 from executors.slurm.queue import View
 from executors.slurm.states import WORDS, state_of
 from executors.slurm.submission import Job
-from executors.slurm.watch import LOST_AFTER, SlurmJob, Watch
+from executors.slurm.watch import LOST_AFTER, SlurmJob, SlurmWatch
 from executors.submitit.ending import failure_of, with_last_words
-from executors.tunnel import PATIENCE, LocalTunnel
+from executors.tunnel import PATIENCE
 from launcher.errors import TunnelError
 
 ADVICE: Final = {
@@ -36,7 +35,7 @@ class SubmititJob(SlurmJob):
         self.send = send
 
 
-class SubmititWatch(Watch):
+class SubmititWatch(SlurmWatch):
     """A job's files lie here, and the launcher alone starts one again."""
 
     def _look(self, jobs: Sequence[SlurmJob], names: Any) -> None:
@@ -118,18 +117,6 @@ def forget(plan: Plan) -> None:
     """Take away what an attempt that failed left, the intent last: with it gone, this is begun anew."""
     for name in ("stop", "saved", "started", "ended", JOURNAL, INTENT):
         (plan.folder / name).unlink(missing_ok=True)
-
-
-def watch() -> SubmititWatch:
-    """The one of this process."""
-    return _watch(os.getpid())
-
-
-@cache
-def _watch(pid: int) -> SubmititWatch:
-    from launcher.home import home
-
-    return SubmititWatch(LocalTunnel(job_dir=str(home())))
 
 
 def _write(path: Path, text: str) -> None:

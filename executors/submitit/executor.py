@@ -13,15 +13,20 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from executors.architecture import Architecture, local_architecture
-from executors.base import Executor, Handle, JobState, Plan, Process, Task
+from executors.base import Handle, JobState, Plan, Process, Task
 from executors.files import bring_here
 from executors.submitit.job import FOLDER, SETTINGS, start
+from executors.watch import WatchedExecutor, watch_of
 from launcher import worker
 from launcher.errors import ExecutorError, nearest
 from launcher.worker import JobFiles
+
+if TYPE_CHECKING:
+    from executors.submitit.cluster import SubmititJob, SubmititWatch
+    from executors.submitit.here import HereJob
 
 CLUSTERS = ("slurm", "local", "debug")
 OURS = {
@@ -45,7 +50,7 @@ _environment = threading.Lock()
 
 
 @dataclass(kw_only=True)
-class SubmititExecutor(Executor):
+class SubmititExecutor(WatchedExecutor):
     """Has submitit run a task, with the interpreter that launched it, where the state folder can be seen.
 
     cluster: "slurm": this is a login node. "local": processes on this machine, "debug": in turn with the launcher;
@@ -204,9 +209,7 @@ class SubmititExecutor(Executor):
             cluster.forget(plan)
         if not self.outlives:
             return [HereJob(plan, self._send(plan), self.grace, wake) for plan in plans]
-        handles = [cluster.SubmititJob(plan, self._send_to_cluster, wake) for plan in plans]
-        cluster.watch().add(handles)
-        return list(handles)
+        return super().submit(plans, wake)
 
     def _send(self, plan: Plan, **more: Any) -> Any:
         """submitit's job."""
@@ -228,53 +231,47 @@ class SubmititExecutor(Executor):
         return int(self._send(plan, name=name).job_id)
 
     def attach(self, plans: Sequence[Plan], wake: Callable[[], None]) -> list[Handle | None]:
-        if not self.outlives:
-            return super().attach(plans, wake)
-        from executors.submitit.cluster import SubmititJob, watch
-
-        handles = [SubmititJob(plan, self._send_to_cluster, wake) for plan in plans]
-        found = watch().attach(handles)
-        return [handle if handle in found else None for handle in handles]
+        return super().attach(plans, wake) if self.outlives else [None] * len(plans)
 
     def poll(self, handles: Sequence[Handle]) -> list[JobState]:
-        own = [_own(handle) for handle in handles]
-        states = [handle.state for handle in own]
-        if self.outlives:
-            from executors.submitit.cluster import watch
-
-            watch().look_after(own)
-        return states
+        return super().poll(handles) if self.outlives else [_here(handle).state for handle in handles]
 
     def cancel(self, handles: Sequence[Handle], *, now: bool = False) -> None:
-        own = [_own(handle) for handle in handles]
         if self.outlives:
-            from executors.submitit.cluster import watch
-
-            watch().cancel(own, now=now)
+            super().cancel(handles, now=now)
         else:
-            for handle in own:
-                handle.cancel(now=now)
+            for handle in handles:
+                _here(handle).cancel(now=now)
 
     def clean(self, plan: Plan) -> None:
         JobFiles(plan.folder).secrets.unlink(missing_ok=True)
 
     def end_strays(self, plan: Plan) -> None:
         if self.outlives:
-            from executors.submitit.cluster import watch
-
-            watch().scancel(plan, now=False)
+            self._watch().scancel(plan, now=False)
         else:
             from executors.processes import end_strays
 
             end_strays(plan.folder)
         self.clean(plan)
 
+    def _watch(self) -> SubmititWatch:
+        from executors.submitit.cluster import SubmititWatch
+        from executors.tunnel import LocalTunnel
+        from launcher.home import home
 
-def _own(handle: Handle) -> Any:
-    from executors.submitit.cluster import SubmititJob
+        return watch_of(self.place, lambda: SubmititWatch(LocalTunnel(job_dir=str(home()))))
+
+    def _handle(self, plan: Plan, wake: Callable[[], None]) -> SubmititJob:
+        from executors.submitit.cluster import SubmititJob
+
+        return SubmititJob(plan, self._send_to_cluster, wake)
+
+
+def _here(handle: Handle) -> HereJob:
     from executors.submitit.here import HereJob
 
-    if not isinstance(handle, SubmititJob | HereJob):
+    if not isinstance(handle, HereJob):
         raise TypeError(f"{type(handle).__name__} is not a handle of SubmititExecutor")
     return handle
 

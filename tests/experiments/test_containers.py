@@ -58,6 +58,8 @@ def test_a_task_runs_in_a_container_and_what_it_leaves_comes_here(container_lab:
         [result] = experiment.run(progress=False)
     assert result.value == {"world": 1, "user": 0, "folder": f"/gemma-launcher/experiments/{experiment.id}/code"}
     [task] = only().tasks
+    image = json.loads((task.folder / "image.json").read_text())
+    assert image["id"] == container_lab.command("inspect", "-f", "{{.Id}}", container_lab.image).strip()
     assert task.files.stdout(0).read_text() == "rank 0 of 1\n"
     assert "rank_0.out| rank 0 of 1" in capsys.readouterr().out
     assert json.loads(task.files.environment.read_text())["world_size"] == 1

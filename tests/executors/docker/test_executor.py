@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import launcher as run
+from gemma_models import gemma3_1b
 from launcher.errors import ExecutorError
 
 
@@ -43,6 +44,31 @@ from launcher.errors import ExecutorError
 def test_what_cannot_be_is_refused_with_what_can(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ExecutorError, match=words):
         run.DockerExecutor(**{"container_image": "image"} | settings).check()
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "words"),
+    [
+        ("checkpoints", {}, r"log.dir is 'checkpoints'.*set at.*log.dir='/runs', with volumes=\['/data/runs:/runs'\]"),
+        ("/runs", {"volumes": ["/data:/runs:ro"]}, "log.dir is '/runs'"),
+        ("/runs2", {"volumes": ["/data:/runs"]}, "log.dir is '/runs2'.*try: log.dir='/runs'$"),
+        ("/runs", {"volumes": ["/data:/runs"]}, None),
+        (Path("/runs/mine"), {"volumes": ["/a:/b", "kept:/runs"]}, None),
+        ("/elsewhere", {"additional_kwargs": {"volumes_from": ["data"]}}, None),
+    ],
+)
+def test_checkpoints_that_would_go_with_their_containers_are_refused(
+    path: Any, settings: dict[str, Any], words: str | None
+) -> None:
+    recipe = gemma3_1b.pretrain_recipe(name="run", dir="somewhere")
+    recipe.trainer.accelerator = "cpu"
+    recipe.log.dir = path
+    executor = run.DockerExecutor(container_image="image", **settings)
+    if words is None:
+        run.Experiment("kept").add(recipe, executor=executor)
+    else:
+        with pytest.raises(ExecutorError, match=f"(?s){words}"):
+            run.Experiment("kept").add(recipe, executor=executor)
 
 
 def test_a_misspelt_field_names_the_nearest() -> None:
