@@ -66,6 +66,38 @@ def test_a_task_runs_in_a_container_and_what_it_leaves_comes_here(container_lab:
     assert left(container_lab, experiment.id) == []
 
 
+def test_the_engine_makes_what_was_asked_for(container_lab: ContainerLab, tmp_path: Path) -> None:
+    (tmp_path / "read").write_text("here")
+    tmp_path.chmod(0o755)
+    executor = containers(
+        container_lab,
+        memory="300m",
+        cpus=0.5,
+        shm_size="64m",
+        ulimits=["nofile=512:1024", "core=0"],
+        ipc_mode="private",
+        user="1000:1000",
+        volumes=[f"{tmp_path}:/data:ro"],
+        additional_kwargs={"cap_drop": ["NET_RAW"], "pids_limit": 200, "sysctls": {"net.ipv4.ip_forward": "0"}},
+    )
+    looks = (
+        "df -m /dev/shm | tail -1; ulimit -Sn; ulimit -Hn; ulimit -c; id -u; cat /data/read; touch /data/x || echo ro"
+    )
+    with run.Experiment("settings") as experiment:
+        experiment.add(run.Script(inline=looks), executor=executor, name="all")
+        with ThreadPoolExecutor(1) as pool:
+            ran = pool.submit(experiment.run, progress=False)
+            until(lambda: left(container_lab, experiment.id) != [], 30, "its container")
+            [made] = json.loads(container_lab.command("inspect", f"all.{experiment.id}.0"))
+            ran.result()
+    said = only().task("all").files.stdout(0).read_text().split()
+    assert said[1] == "64" and said[6:] == ["512", "1024", "0", "1000", "herero"], said
+    host = made["HostConfig"]
+    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"]) == (300 * 2**20, 300 * 2**20, 500_000_000)
+    assert (host["IpcMode"], host["Privileged"], host["PidsLimit"]) == ("private", False, 200)
+    assert host["CapDrop"] == ["NET_RAW"] and host["Sysctls"] == {"net.ipv4.ip_forward": "0"}
+
+
 @pytest.mark.parametrize("network", [None, "host"])
 @pytest.mark.parametrize("launcher", [None, "torchrun"])
 def test_two_containers_of_two_tasks_reduce_together(container_lab: ContainerLab, launcher: Any, network: Any) -> None:
