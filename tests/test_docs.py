@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.labs.containers.lab import ContainerLab
 from tests.labs.slurm.lab import SlurmLab
-from tests.walk import Reader
+from tests.walk import with_cluster, with_engine
 
 DOCS = Path(__file__).parent.parent / "docs"
 SCRIPTS = {
     f"{path.stem}-{number}": script
     for path in sorted(DOCS.glob("*.md"))
-    if path.stem != "slurm"  # whose scripts belong together
+    if path.stem not in ("containers", "slurm")  # whose scripts belong together
     for number, script in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL), 1)
     if "__main__" in script
 }
@@ -60,6 +61,9 @@ def test_an_example_runs_and_says_what_it_should(name: str, tmp_path: Path) -> N
 
 def test_slurm_for_a_reader_of_its_guide(slurm_lab: SlurmLab, launcher_home: Path, tmp_path: Path) -> None:
     page = (DOCS / "slurm.md").read_text(encoding="utf-8")
-    folder = tmp_path / "project"
-    folder.mkdir()
-    assert Reader(folder, launcher_home, slurm_lab).walk(page) == page.count("\n    $ ") == 15
+    assert with_cluster(tmp_path, launcher_home, slurm_lab).walk(page) == page.count("\n    $ ") == 15
+
+
+def test_containers_for_a_reader_of_its_guide(container_lab: ContainerLab, launcher_home: Path, tmp_path: Path) -> None:
+    page = (DOCS / "containers.md").read_text(encoding="utf-8")
+    assert with_engine(tmp_path, launcher_home, container_lab).walk(page) == page.count("\n    $ ") == 15

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.labs.containers.lab import ContainerLab
 from tests.labs.slurm.lab import SlurmLab
-from tests.walk import Reader
+from tests.walk import with_cluster, with_engine
 
-README, SLURM, REST = re.split(
-    r"^(### On a Slurm cluster$.*?)(?=^#)",
-    (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"),
-    flags=re.DOTALL | re.MULTILINE,
-)
-README += REST
+TEXT = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SECTION = re.compile(r"^### (On a Slurm cluster|In containers)$(.*?)(?=^#)", re.DOTALL | re.MULTILINE)
+ELSEWHERE = dict(SECTION.findall(TEXT))
+README = SECTION.sub("", TEXT)
 SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -52,15 +51,26 @@ def test_the_launch_script_and_the_commands_after_it(tmp_path: Path) -> None:
     assert "step 20" in logs
 
 
+def changed(section: str) -> str:
+    """The launch script with what a section gives in place of what it has."""
+    script = SCRIPTS[0]
+    [block] = re.findall(r"```python\n(.*?)```", ELSEWHERE[section], re.DOTALL)
+    for statement in re.findall(r"^    \w+ = .*?\n(?=    \w|\Z)", block, re.DOTALL | re.MULTILINE):
+        [old] = re.findall(rf"^{statement.partition('=')[0]}= .*\n", script, re.MULTILINE)
+        script = script.replace(old, statement)
+    return script
+
+
 def test_the_launch_script_on_a_cluster(slurm_lab: SlurmLab, launcher_home: Path, tmp_path: Path) -> None:
-    [executor] = re.findall(r"```python\n(.*?)```", SLURM, re.DOTALL)
-    script = re.sub(r"^    executor = .*\n", lambda line: executor, SCRIPTS[0], flags=re.MULTILINE)
-    assert executor in script
-    folder = tmp_path / "project"
-    folder.mkdir()
-    reader = Reader(folder, launcher_home, slurm_lab)
-    reader.write("pretrain.py", script)
-    assert reader.walk(SLURM) == 3
+    reader = with_cluster(tmp_path, launcher_home, slurm_lab)
+    reader.write("pretrain.py", changed("On a Slurm cluster"))
+    assert reader.walk(ELSEWHERE["On a Slurm cluster"]) == 3
+
+
+def test_the_launch_script_in_containers(container_lab: ContainerLab, launcher_home: Path, tmp_path: Path) -> None:
+    reader = with_engine(tmp_path, launcher_home, container_lab)
+    reader.write("pretrain.py", changed("In containers"))
+    assert reader.walk(ELSEWHERE["In containers"]) == 3
 
 
 @pytest.mark.parametrize("command", re.findall(r"^    \$ gemma-launch ((?!experiment).*)", README, re.MULTILINE))

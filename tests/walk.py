@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tests.labs.containers.lab import ContainerLab
 from tests.labs.slurm.lab import SlurmLab
 
 HOST = "login.cluster.example"
@@ -23,6 +25,7 @@ CHANGING = (
     (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "WHEN"),
     (r"(could start it|starts) (now|about (\d+-\d+-\d+ )?\S+)", r"\1 WHEN"),
     (r"\b(job|StepId=) ?\d+", r"\1 N"),
+    (r"\bnode\d+-[0-9a-f]{8}\b", "NODE"),
     (r"(node\d+|node\[[\d,-]+\])", "NODE"),
     (r"[0-9a-f]{64}", "DIGEST"),
     (r"commit [0-9a-f]{12}", "commit C"),
@@ -33,31 +36,37 @@ CHANGING = (
     (r" {2,}", "  "),
 )
 # There or not, as the queue has it: a short job may have ended before anybody looked.
-PASSING = re.compile(r"^task '[^']+': job N(: pending.*| on NODE)\n", re.MULTILINE)
+PASSING = re.compile(r"^task '[^']+': (job N(: pending.*| on NODE)|container .*)\n", re.MULTILINE)
 
 
 class Reader:
-    """Somebody with a laptop, an account on the lab, and a git repository in `folder`."""
+    """Somebody with a laptop, and a git repository in `folder`.
 
-    def __init__(self, folder: Path, home: Path, lab: SlurmLab) -> None:
-        self.folder = folder
-        self._means = {
-            "/home/alice/jobs": f"{lab.job_dir}/walked",
-            "/opt/train/bin/python": lab.trainer,
-            "/home/ada/.gemma-launcher": str(home),
-            "/home/ada/project": str(folder),
-        }
-        programs = folder.parent / "programs"
-        programs.mkdir()
-        config = lab.sshd.ssh_config()
-        Path(config).write_text(Path(config).read_text().replace("Host lab", f"Host lab {HOST}"))
-        ssh = programs / "ssh"  # whose ~/.ssh/config it is
-        ssh.write_text(f'#!/bin/sh\nexec {shlex.join(["/usr/bin/ssh", "-F", config])} "$@"\n')
-        ssh.chmod(0o755)
-        path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
-        own = {"PATH": path, "GEMMA_LAUNCHER_HOME": str(home), "COLUMNS": "100"}
+    means: what a page says, and what stands for it here, in this order. programs: scripts of sh, by name, that are
+        found before those of this machine. environment: more of it.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        home: Path,
+        means: Mapping[str, str],
+        *,
+        programs: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = root / "project"
+        self.folder.mkdir()
+        self._means = {**means, "/home/ada/.gemma-launcher": str(home), "/home/ada/project": str(self.folder)}
+        own = root / "programs"
+        own.mkdir()
+        for name, script in (programs or {}).items():
+            (own / name).write_text(f"#!/bin/sh\n{script}\n")
+            (own / name).chmod(0o755)
+        path = os.pathsep.join([str(own), str(Path(sys.executable).parent), os.environ["PATH"]])
         # As on a terminal, what goes to stdout and to stderr comes in the order in which it was written.
-        self._environment = {**os.environ, **own, "PYTHONUNBUFFERED": "1"}
+        ours = {"PATH": path, "GEMMA_LAUNCHER_HOME": str(home), "COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
+        self._environment = {**os.environ, **ours, **(environment or {})}
         self._git("init", "-q")
 
     def walk(self, page: str) -> int:
@@ -109,6 +118,36 @@ class Reader:
         for pattern, replacement in CHANGING:
             text = re.sub(pattern, replacement, text)
         return PASSING.sub("", text.rstrip("\n") + "\n") if text.strip() else ""
+
+
+def with_cluster(root: Path, home: Path, lab: SlurmLab) -> Reader:
+    """A reader who has an account on the lab."""
+    config = lab.sshd.ssh_config()
+    Path(config).write_text(Path(config).read_text().replace("Host lab", f"Host lab {HOST}"))
+    ssh = shlex.join(["/usr/bin/ssh", "-F", config])  # whose ~/.ssh/config it is
+    means = {"/home/alice/jobs": f"{lab.job_dir}/walked", "/opt/train/bin/python": lab.trainer}
+    return Reader(root, home, means, programs={"ssh": f'exec {ssh} "$@"'})
+
+
+def with_engine(root: Path, home: Path, lab: ContainerLab) -> Reader:
+    """A reader who has built the image of the training stack, and has a disk for checkpoints.
+
+    The stack itself, of some gigabytes, is not in the image here: it is mounted where that disk is.
+    """
+    image, runs = "gemma-launcher-walk:cpu", root / "runs"
+    context = root / "image"
+    for folder in (context, runs):
+        folder.mkdir()
+    (context / "Dockerfile").write_text(f"FROM {lab.image}\nENV PYTHONPATH=/packages\n")
+    lab.command("build", "-t", image, str(context))
+    means = {
+        "gemma:cpu": image,
+        "/data/runs:/runs": '", "'.join([f"{runs}:/runs", *lab.packages]),
+        "/data/runs": str(runs),
+        "unix:///var/run/docker.sock": lab.host,
+        "laptop:/home/ada/.gemma-launcher": f"{socket.gethostname()}:{home}",
+    }
+    return Reader(root, home, means, environment=lab.env)
 
 
 def _commands(text: str) -> Iterator[tuple[str, str]]:
