@@ -9,9 +9,14 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+from executors.docker.address import Certificates, certificates
+from executors.docker.address import address as address
+from executors.docker.ssh import Relay
 from launcher.errors import ExecutorError, LaunchError, TunnelError
 
 if TYPE_CHECKING:
+    from docker.tls import TLSConfig
+
     from docker import DockerClient
 
 TIMEOUT: Final = 60  # seconds for one answer of the engine's
@@ -35,27 +40,10 @@ ADVICE: Final = (
 """What to do, by what the engine says; the first that fits."""
 
 
-def address() -> str:
-    """The engine that `docker` would ask: DOCKER_HOST's, or the current context's. Raises ExecutorError."""
-    if host := os.environ.get("DOCKER_HOST"):
-        return host
-    _require()
-    from docker.context import ContextAPI
-    from docker.errors import DockerException
-
-    try:
-        context = ContextAPI.get_context(os.environ.get("DOCKER_CONTEXT"))
-    except DockerException as error:
-        raise ExecutorError(f"the context of docker cannot be read: {error}", hint="docker context ls") from None
-    if context is None or not context.Host:
-        named = os.environ.get("DOCKER_CONTEXT", "the current one")
-        raise ExecutorError(f"docker has no context {named!r}", hint="docker context ls")
-    return str(context.Host).removeprefix("http+")
-
-
 def current() -> str | None:
-    """The same, where somebody has chosen one, or has the socket of one here; None where there is none to ask."""
+    """That of `docker`, if somebody has chosen one, or has the socket of one here; None where there is none to ask."""
     try:
+        _require()
         found = address()
     except ExecutorError:
         return None
@@ -80,11 +68,28 @@ class Engine:
     def client(self) -> DockerClient:
         """Raises what `asked` explains."""
         _require()
-        import docker
+        from docker.constants import MINIMUM_DOCKER_API_VERSION
 
-        # ssh itself rather than the SDK's paramiko: its known hosts, its agent and all of ~/.ssh/config hold.
-        found = {**os.environ, "DOCKER_HOST": self.host}
-        return docker.from_env(environment=found, timeout=TIMEOUT, use_ssh_client=True, max_pool_size=32)
+        from docker import DockerClient
+
+        found = certificates(self.host)
+        where = self.host if self._relay is None else self._relay.address
+
+        def client(version: str | None) -> DockerClient:
+            return DockerClient(where, tls=_tls(found), version=version, timeout=TIMEOUT, max_pool_size=32)
+
+        if found is None or (found.verify and not found.file("ca.pem")):
+            return client(None)  # it asks for the version by itself
+        # It would trust REQUESTS_CA_BUNDLE's authorities, from its first question on, in place of what is said here.
+        made = client(MINIMUM_DOCKER_API_VERSION)
+        made.api.trust_env = False
+        made = client(made.version(api_version=False)["ApiVersion"])
+        made.api.trust_env = False
+        return made
+
+    @cached_property
+    def _relay(self) -> Relay | None:
+        return Relay(self.host) if self.host.startswith("ssh://") else None
 
     @contextlib.contextmanager
     def asked(self, what: str, *, where: str | None = None) -> Iterator[DockerClient]:
@@ -110,6 +115,8 @@ class Engine:
 
     def _out_of_reach(self, error: BaseException) -> LaunchError:
         """The SDK and urllib wrap what the system said."""
+        if self._relay is not None and (trouble := self._relay.trouble()) is not None:
+            return trouble
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
             chain.append(cause)
@@ -119,14 +126,28 @@ class Engine:
             return TunnelError(what, hint="sudo usermod -aG docker $USER, and log in again; or a rootless engine")
         kinds = {"FileNotFoundError": "there is no socket", "Connection refused": "nobody listens"}
         why = next((words for kind, words in kinds.items() if kind in text), str(error).splitlines()[0])
-        if self.host.startswith("ssh://") and "Server API version" in text:
-            return TunnelError(
-                f"there is no engine at {self.host}: {why}", hint=f"docker -H {self.host} version, which says more"
-            )
+        if "HTTP request to an HTTPS server" in text:
+            what = f"the engine at {self.host} speaks TLS, and nothing here says with which certificates"
+            hint = "DOCKER_TLS_VERIFY=1 DOCKER_CERT_PATH=/folder/of/ca.pem,cert.pem,key.pem; or a context of docker's"
+            return TunnelError(what, hint=hint)
+        if "ssl" in text.lower() or ("Connection aborted" in text and certificates(self.host) is not None):
+            what = f"the engine at {self.host} and this machine do not trust each other: {why}"
+            hint = "ca.pem, cert.pem, key.pem from its administrators, in DOCKER_CERT_PATH or a context of docker's"
+            return TunnelError(what, hint=hint)
         return TunnelError(
             f"no engine answers at {self.host}: {why}",
             hint="systemctl start docker there; or DOCKER_HOST, or host='ssh://me@gpu-server', for another",
         )
+
+
+def _tls(found: Certificates | None) -> TLSConfig | bool:
+    from docker.tls import TLSConfig
+
+    if found is None:
+        return False
+    cert, key = found.file("cert.pem"), found.file("key.pem")
+    pair = (cert, key) if cert and key else None
+    return TLSConfig(client_cert=pair, ca_cert=found.file("ca.pem"), verify=found.verify)
 
 
 def _said(error: Exception) -> str:

@@ -14,20 +14,28 @@ Tests take the fixture `container_lab`.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.labs.containers.image import mark, python, tarball
-from tests.labs.machine import LABS, Daemons, LabError, children, require_packages, succeeds, until
+from tests.labs.machine import LABS, Daemons, LabError, children, require_packages, require_user, succeeds, until
 from tests.labs.users import SharedLab
 
-PACKAGES = ("docker.io", "iptables", "iproute2", "tini")
+PACKAGES = ("docker.io", "iptables", "iproute2", "openssl", "tini")
 ENGINE, DOOR, NAMESPACE = "dockerd", "door", "engine"
+SECURE = 2376  # where it speaks TLS, in its own network alone
+MEMBER = "dora"
+CLONE_NEWNET = 0x40000000
 CGROUP = "gemma_launcher_lab"
 # Forwarding first: it is on already then, and the engine leaves the rest as it is.
 FIRST = "ip link set lo up && echo 1 >/proc/sys/net/ipv4/ip_forward && exec tini -s -- sleep infinity"
@@ -36,7 +44,8 @@ FIRST = "ip link set lo up && echo 1 >/proc/sys/net/ipv4/ip_forward && exec tini
 class ContainerLab(SharedLab):
     """The lab of this machine, whether it is up or not.
 
-    host: how to reach the engine, as DOCKER_HOST has it. image: the base image, with `python` in it.
+    host: how to reach the engine, as DOCKER_HOST has it; `secure` is another way, for who has the `certificates`.
+    image: the base image, with `python` in it.
     packages: volumes that show a container what is installed for the tests, for PYTHONPATH=/packages.
     """
 
@@ -49,12 +58,37 @@ class ContainerLab(SharedLab):
         self.daemons = Daemons(self.run, self.log)
         self.socket = self.run / "api.sock"
         self.host = f"unix://{self.socket}"
+        self.certificates = self.run / "certificates" / "client"
         self.python = python()
         self.env = {"DOCKER_HOST": self.host, "DOCKER_CONFIG": str(self.run / "client")}
 
     @property
     def packages(self) -> list[str]:
         return [f"{sysconfig.get_path('purelib')}:/packages:ro"]
+
+    def member(self) -> str:
+        """A user whom the engine's socket lets in, as the labs' other one is not. It stays."""
+        require_user(MEMBER)
+        subprocess.run(["usermod", "-aG", "docker", MEMBER], check=True, capture_output=True)
+        return MEMBER
+
+    @contextmanager
+    def secure(self) -> Iterator[str]:
+        """The address at which it speaks TLS, led in from this machine's network while in here."""
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            threading.Thread(target=self._lead_in, args=[door], daemon=True).start()
+            yield f"tcp://127.0.0.1:{door.getsockname()[1]}"
+
+    def _lead_in(self, door: socket.socket) -> None:
+        [inside] = children(self.daemons.pid(NAMESPACE) or 0)
+        with open(f"/proc/{inside}/ns/net") as network:  # this thread's from here on, and that of those it starts
+            if ctypes.CDLL(None, use_errno=True).setns(network.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+        with suppress(OSError):  # the door is closed
+            while True:
+                here, there = door.accept()[0], socket.create_connection(("127.0.0.1", SECURE))
+                for ends in ((here, there), (there, here)):
+                    threading.Thread(target=_copy, args=ends, daemon=True).start()
 
     def command(self, *argv: str, timeout: float = 60) -> str:
         """What the engine's own client prints. Raises LabError."""
@@ -143,8 +177,23 @@ class ContainerLab(SharedLab):
     def _options(self) -> list[str]:
         (self.run / "daemon.json").write_text("{}")  # the machine's own is for its own engine
         folders = {"data-root": self.data, "exec-root": self.run / "exec", "pidfile": self.run / "own.pid"}
+        proofs = {f"tls{name}": self._proof("engine") / f"{name}.pem" for name in ("cert", "key")}
+        proofs["tlscacert"] = self._proof("client") / "ca.pem"
         more = {"host": self.host, "config-file": self.run / "daemon.json", "cgroup-parent": f"/{CGROUP}"}
-        return [f"--{name}={value}" for name, value in {**folders, **more, "shutdown-timeout": 5}.items()]
+        more["shutdown-timeout"] = 5
+        options = [f"--{name}={value}" for name, value in {**folders, **more, **proofs}.items()]
+        return [*options, f"--host=tcp://127.0.0.1:{SECURE}", "--tlsverify"]
+
+    def _proof(self, name: str) -> Path:
+        """A folder with who this is, and the authority that says so, as `docker` looks for them."""
+        root = self.run / "certificates"
+        authority = root / "authority"
+        if not authority.exists():
+            _sign(authority, [])
+        if not (root / name).exists():
+            _sign(root / name, ["-CA", str(authority / "cert.pem"), "-CAkey", str(authority / "key.pem")])
+            shutil.copy(authority / "cert.pem", root / name / "ca.pem")
+        return root / name
 
     def _forget_dead_helpers(self) -> None:
         """Its containerd ends with it when it is stopped, and outlives a crash: what is dead is not waited for."""
@@ -161,6 +210,22 @@ class ContainerLab(SharedLab):
                 if folder.is_dir():
                     folder.rmdir()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _sign(folder: Path, by: list[str]) -> None:
+    folder.mkdir(parents=True)
+    made = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"), "-days", "30", "-noenc"]
+    names = ["-subj", f"/CN={folder.name}", "-addext", "subjectAltName=IP:127.0.0.1"]
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    subprocess.run(["openssl", "req", "-x509", *kind, *names, *made, *by], check=True, capture_output=True)
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
 
 
 def _runs(pid: int, program: str) -> bool:
