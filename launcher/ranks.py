@@ -42,6 +42,7 @@ class Node:
         self._files = files
         self._number = number
         self._running: dict[int, int | None] = {}
+        self._started: list[subprocess.Popen[bytes]] = []
         self._killed = killed_for_memory()
         self._deadline: float | None = None
 
@@ -62,6 +63,8 @@ class Node:
             if select.select([reading], [], [], PAUSE)[0]:
                 os.read(reading, 4096)
         failed = [status for _, status, _ in self.exits if status]
+        if len(self.exits) < len(self._started):
+            raise RuntimeError(f"of {len(self._started)} processes, the ends of {len(self.exits)} were seen")
         oom = killed_for_memory() > self._killed
         write_json(self._files.node(self._number), {"exits": self.exits, "oom": oom, "asked": self.asked})
         return 0 if not failed else failed[0] if failed[0] > 0 else 128 - failed[0]
@@ -80,6 +83,8 @@ class Node:
                     start_new_session=True,
                 )
                 self._running[process.pid] = rank
+                # One that is given up looks for its own end once more, and what it sees there nobody else does.
+                self._started.append(process)
 
     def end(self) -> None:
         """SIGTERM now; SIGKILL to what is left when the grace is over. The first call counts."""

@@ -28,6 +28,7 @@ from typing import Any, Final, NoReturn
 TASK_VERSION: Final = 1
 JOB_DIR: Final = "GEMMA_LAUNCHER_JOB_DIR"
 EXPERIMENT_ID: Final = "GEMMA_LAUNCHER_EXPERIMENT_ID"
+TASK_NAME: Final = "GEMMA_LAUNCHER_TASK_NAME"
 PARENT: Final = "GEMMA_LAUNCHER_PARENT"
 """Pid of the process whose death must end this one; unset where a job outlives its launcher."""
 STEP_TIMEOUT: Final = "GEMMA_LAUNCHER_STEP_TIMEOUT"
@@ -396,7 +397,7 @@ def main(path: str) -> int:
             secrets = json.loads(files.secrets.read_text(encoding="utf-8"))
         os.environ.update(secrets)
         os.environ[JOB_DIR] = str(files.folder)
-        os.environ[EXPERIMENT_ID] = task["experiment"]
+        os.environ[EXPERIMENT_ID], os.environ[TASK_NAME] = task["experiment"], task["name"]
         if task.get("step_timeout"):
             os.environ[STEP_TIMEOUT] = str(task["step_timeout"])
         import_from(task["sys_path"], task.get("moved", {}))

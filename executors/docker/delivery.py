@@ -99,7 +99,7 @@ def again(engine: Engine, executor: DockerExecutor, plan: Plan, attempt: int) ->
         with tempfile.TemporaryFile() as file:
             with _Tar(file, *_owner(made[0])) as tar:
                 tar.folder(str(there))
-                for name in ("task.json", "script"):
+                for name in ("task.json", "script", "metrics.jsonl"):  # whose lines go on, as its steps do
                     if (plan.folder / name).exists():
                         tar.add(f"{there}/{name}", (plan.folder / name).read_bytes())
                 tar.link(f"{there}/{SECRETS}", f"../{folder(plan, 1).name}/{SECRETS}")

@@ -87,6 +87,7 @@ class DockerWatch(Watch[DockerJob]):
             if handle.outcome.exists() or any(row["State"] != "created" for row in own):
                 handle.started = all(row["State"] != "created" for row in own)
                 found.append(handle)
+                self._end(handle, own)  # here, too: who looks once, and goes, is not to leave them waiting for one
                 self._note(handle, own)
         with self._guard:
             self._jobs.extend(handle for handle in found if not handle.ended)
@@ -141,7 +142,7 @@ class DockerWatch(Watch[DockerJob]):
         try:
             if handle.attempt > 1:
                 delivery.again(self.engine, handle.executor, handle.plan, handle.attempt)
-            with self.engine.asked(f"task {handle.plan.name!r}") as client:
+            with self.engine.asked("its containers") as client:
                 found = delivery.find(client, handle.plan.job)
                 if len(found) < handle.plan.nodes:
                     raise ExecutorError(f"the containers of task {handle.plan.name!r} were removed before it started")

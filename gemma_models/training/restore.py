@@ -17,17 +17,18 @@ from gemma_models.peft.lora import apply_lora
 from gemma_models.settings import AutoResume, LoRA, MegatronStrategy, RestoreConfig
 from gemma_models.training.checkpoints import CheckpointInfo, load_model, read_info, steps
 from launcher.errors import CheckpointError
-from launcher.worker import EXPERIMENT_ID, JOB_DIR
+from launcher.worker import EXPERIMENT_ID, JOB_DIR, TASK_NAME
 
 
 def run_id() -> str | None:
-    """The task of an experiment that this process belongs to, as its folder is named: a retry and a requeue keep it,
-    another task of the same experiment is another run. None without a launcher."""
+    """The task of an experiment that this process belongs to: a retry and a requeue keep it, another task of the same
+    experiment is another run, and so is another element of an array. None without a launcher."""
     experiment = os.environ.get(EXPERIMENT_ID)
     if experiment is None:
         return None
-    _, _, task = os.environ.get(JOB_DIR, "").rpartition(f"/{experiment}/")
-    return f"{experiment}/{task}"
+    element = os.path.basename(os.environ.get(JOB_DIR, ""))
+    parts = [experiment, os.environ.get(TASK_NAME, ""), *([element] if re.fullmatch(r"array_\d+", element) else [])]
+    return "/".join(parts)
 
 
 def checkpoint_folder(path: str | Path) -> Path:

@@ -105,7 +105,9 @@ def _show_failure(failure: Failure) -> None:
     from experiments.logs import printable
 
     rank = "" if failure.rank is None else f"rank {failure.rank}: "
-    click.echo(f"  {rank}{printable(failure.cause)}")
+    cause, *advice = failure.cause.splitlines()
+    for line in (f"{rank}{cause}", *advice):
+        click.echo(f"  {printable(line)}")
     for line in failure.traceback.splitlines():
         click.echo(f"    {printable(line)}")
 

@@ -92,7 +92,8 @@ def container_lab() -> Iterator[ContainerLab]:
     Who stops it, or ends what others run there, takes `container_lab_alone`.
     """
     with ContainerLab().shared() as lab:
-        lab.load_image()
+        with turn("containers", fcntl.LOCK_SH):  # somebody may have stopped the engine
+            lab.load_image()
         yield lab
 
 

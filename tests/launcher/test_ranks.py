@@ -55,6 +55,23 @@ def test_the_first_to_fail_ends_the_others_and_gives_its_status(tmp_path: Path) 
     assert start(tmp_path / "again", 2, WHAT_0="wait", WHAT_1="kill").wait(20) == 137
 
 
+def test_the_end_of_one_that_fails_at_once_is_seen(tmp_path: Path) -> None:
+    """It has ended before the first process, on a busy machine, comes to note that it was started."""
+    (tmp_path / "busy.py").write_text(
+        "import os, runpy, subprocess, sys\n"
+        "class Slow(subprocess.Popen):\n"
+        "    def __init__(self, *arguments, **options):\n"
+        "        super().__init__(*arguments, **options)\n"
+        "        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)\n"
+        "subprocess.Popen = Slow\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    argv = [sys.executable, str(tmp_path / "busy.py"), ranks.__file__, "2", sys.executable, "-c", "exit(3)"]
+    assert subprocess.run([*argv, str(tmp_path / "task")], timeout=60, check=False).returncode == 3
+    assert [(rank, status) for rank, status, _ in told(tmp_path)["exits"]] == [(0, 3), (1, 3)]
+
+
 def test_a_node_ends_when_another_has_failed(tmp_path: Path) -> None:
     waiting = start(tmp_path, 1, node=1, WHAT_1="wait")
     until(lambda: (tmp_path / "up_1").exists(), 20, "its rank")

@@ -68,15 +68,8 @@ def test_how_jobs_wait(cluster: Cluster) -> None:
     assert abs((views[1].start or 0) - time.time() - 3600) < 300
     assert not any(view.started or view.nodes for view in views)
     cancel(cluster.tunnel, jobs)
-    watched.wait(["CANCELLED"] * 4 + ["PENDING"])
-    last_folder = [*watched.asked][4]
-
-    def reason() -> str | None:
-        watched.look()
-        view = watched.views[last_folder]
-        return view and view.reason
-
-    until(lambda: reason() == "DependencyNeverSatisfied", 30, "the scheduler to see it")
+    # What the last one needs will never be: the scheduler says so while it waits, and ends it by itself.
+    watched.wait(["CANCELLED"] * 5)
 
 
 def test_a_job_that_runs(cluster: Cluster) -> None:
