@@ -295,14 +295,19 @@ def keep_result(value: Any, files: JobFiles) -> None:
         write_json(files.result, value)
 
 
+def read_task(files: JobFiles) -> dict[str, Any]:
+    """Raises ValueError for a task file of another version."""
+    task: dict[str, Any] = json.loads(files.task.read_text(encoding="utf-8"))
+    if task["version"] != TASK_VERSION:
+        raise ValueError(f"{files.task} has version {task['version']}; this worker reads version {TASK_VERSION}")
+    return task
+
+
 def run_task(task: dict[str, Any], files: JobFiles, rank: int) -> None:
     """Build and call one task; a Script takes this process over, and its exit status is the process's.
 
-    Raises whatever the task raises, ValueError for a task file of another version, and OSError where the task's folder
-    or the program of a Script is not there.
+    Raises whatever the task raises, and OSError where the task's folder or the program of a Script is not there.
     """
-    if task["version"] != TASK_VERSION:
-        raise ValueError(f"{files.task} has version {task['version']}; this worker reads version {TASK_VERSION}")
     os.chdir(task["folder"])
     if "argv" in task:
         become(task["argv"])
@@ -392,7 +397,7 @@ def main(path: str) -> int:
         follow(int(parent))
     secrets: dict[str, str] = {}
     try:
-        task = json.loads(files.task.read_text(encoding="utf-8"))
+        task = read_task(files)
         if files.secrets.exists():
             secrets = json.loads(files.secrets.read_text(encoding="utf-8"))
         os.environ.update(secrets)
