@@ -79,7 +79,10 @@ class Engine:
             return DockerClient(where, tls=_tls(found), version=version, timeout=TIMEOUT, max_pool_size=32)
 
         if found is None or (found.verify and not found.file("ca.pem")):
-            return client(None)  # it asks for the version by itself
+            made = client(None)  # it asks for the version by itself
+            if self._relay is not None:
+                made.api.mount("http+docker://", self._relay.adapter(TIMEOUT))
+            return made
         # It would trust REQUESTS_CA_BUNDLE's authorities, from its first question on, in place of what is said here.
         made = client(MINIMUM_DOCKER_API_VERSION)
         made.api.trust_env = False
@@ -101,17 +104,16 @@ class Engine:
         try:
             yield self.client
         except ImageNotFound as error:
-            raise ExecutorError(f"{what}: {_said(error)}", where=where, hint=self._pull(error)) from error
+            image = re.search(r'No such image: ([^\s")]+)', str(error))
+            name = image[1] if image else "IMAGE"
+            hint = f"docker pull {name}, there; or docker build -t it"
+            raise ExecutorError(f"{what}: {self.host} has no image {name}", where=where, hint=hint) from error
         except APIError as error:
             said = _said(error)
             hint = next((advice for pattern, advice in ADVICE if re.search(pattern, said, re.IGNORECASE)), None)
             raise ExecutorError(f"{what}: {self.host} refuses: {said}", where=where, hint=hint) from error
         except (DockerException, RequestException, OSError) as error:
             raise self._out_of_reach(error) from error
-
-    def _pull(self, error: Exception) -> str:
-        found = re.search(r'No such image: ([^\s")]+)', str(error))
-        return f"docker pull {found[1] if found else 'IMAGE'}, there; or docker build -t it"
 
     def _out_of_reach(self, error: BaseException) -> LaunchError:
         """The SDK and urllib wrap what the system said."""

@@ -38,7 +38,7 @@ def refused(lab: ContainerLab, **settings: Any) -> LaunchError:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"container_image": "no-such:image"}, r"(?s)No such image: no-such:image.*set at.*docker pull no-such:image"),
+        ({"container_image": "no-such:image"}, r"(?s)has no image no-such:image.*set at.*docker pull no-such:image"),
         ({"volumes": ["/no/such/folder:/data"]}, "(?s)bind source path does not exist: /no/such/folder.*try: volumes="),
         ({"memory": "1k"}, "(?s)memory limit.*try: memory="),
     ],
