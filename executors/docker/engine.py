@@ -110,8 +110,8 @@ class Engine:
             raise ExecutorError(f"{what}: {self.host} has no image {name}", where=where, hint=hint) from error
         except APIError as error:
             said = _said(error)
-            hint = next((advice for pattern, advice in ADVICE if re.search(pattern, said, re.IGNORECASE)), None)
-            raise ExecutorError(f"{what}: {self.host} refuses: {said}", where=where, hint=hint) from error
+            known = next((advice for pattern, advice in ADVICE if re.search(pattern, said, re.IGNORECASE)), None)
+            raise ExecutorError(f"{what}: {self.host} refuses: {said}", where=where, hint=known) from error
         except (DockerException, RequestException, OSError) as error:
             raise self._out_of_reach(error) from error
 

@@ -15,13 +15,18 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from launcher.errors import ExecutorError, TunnelError
 
+if TYPE_CHECKING:
+    from requests.adapters import HTTPAdapter
+
 PERSIST: Final = 5  # seconds that the connection outlives the last who was on it, and so the launcher
+SESSIONS: Final = 8  # at once: servers take ten on one connection, and each further one logs in anew
 ADVICE: Final = (
     (
         r"host key verification failed|remote host identification has changed",
@@ -72,6 +77,16 @@ class Relay:
     def address(self) -> str:
         return f"unix://{self._folder.name}/engine"
 
+    def adapter(self, timeout: int) -> HTTPAdapter:
+        """The SDK keeps connections for each path apart, up to 25 that are not used; each would be an ssh here."""
+        from docker.transport import UnixHTTPAdapter
+
+        class OnePool(UnixHTTPAdapter):
+            def get_connection(self, url: str | bytes, proxies: Any = None) -> Any:
+                return super().get_connection("http+docker://localhost", proxies)
+
+        return OnePool(f"http+{self.address}", timeout, max_pool_size=SESSIONS)
+
     def close(self) -> None:
         """An ssh ends by itself when its connection does, unless its line is dead."""
         for child in self._children:
@@ -106,12 +121,17 @@ class Relay:
             ours |= {"ControlMaster": "auto", "ControlPath": line, "ControlPersist": str(PERSIST)}
         return ["-T", *(f"-o{name}={value}" for name, value in ours.items())]
 
+    def _living(self) -> list[subprocess.Popen[bytes]]:
+        self._children = [child for child in self._children if child.poll() is None]
+        return self._children
+
     def _serve(self) -> None:
         while True:
             connection, _ = self._door.accept()
             os.truncate(self._said, 0)
             with connection, self._said.open("ab") as said:
-                self._children = [child for child in self._children if child.poll() is None]
+                while len(self._living()) >= SESSIONS:  # the SDK takes those first that it has and does not use
+                    time.sleep(0.02)
                 try:  # in a session of its own: Ctrl-C is for us, and there is no terminal to ask on
                     end = connection.fileno()
                     child = subprocess.Popen(self._argv, stdin=end, stdout=end, stderr=said, start_new_session=True)
