@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,13 @@ from executors.base import Plan, Status
 from experiments.conductor import Conductor, Job, by_place
 from experiments.progress import Monitor
 from experiments.store import ExperimentRecord, TaskRecord
-from launcher.errors import LaunchError
+from launcher.errors import LaunchError, TunnelError
 from launcher.worker import Reader
 
 LOCK = "conductor.lock"
 FETCH_INTERVAL = 1.0  # seconds between two questions to a place for what is new of a log
 STATUS_INTERVAL = 5.0  # and for how its task stands, which takes it more
+PATIENCE = 60.0  # seconds that a place may be out of reach of who follows a log there
 
 
 @contextlib.contextmanager
@@ -120,23 +122,31 @@ def _attach(conductors: Sequence[Conductor], warn: Callable[[Sequence[str]], Non
 
 
 def fetcher(record: ExperimentRecord, task: TaskRecord, rank: int | None) -> Callable[[bool], None]:
-    """For `show_logs`: nothing where all is here anyway."""
+    """For `show_logs`: nothing where all is here anyway. While somebody follows, a place that is out of reach for less
+    than PATIENCE is tried again."""
     try:
         job = job_of(task)
     except (LaunchError, OSError, ValueError, KeyError):
         return lambda last: None
     if not job.executor.outlives:
         return lambda last: None
-    fetched = looked = -STATUS_INTERVAL
+    fetched = looked = reached = -math.inf
 
     def fetch(last: bool) -> None:
-        nonlocal fetched, looked
-        if last or time.monotonic() - fetched >= FETCH_INTERVAL:
-            fetched = time.monotonic()
+        nonlocal fetched, looked, reached
+        if not last and time.monotonic() - fetched < FETCH_INTERVAL:
+            return
+        fetched = time.monotonic()
+        try:
             job.executor.fetch([job.plan], rank=rank)
-            if not last and time.monotonic() - looked >= STATUS_INTERVAL:
-                looked = time.monotonic()
-                look_after([record], lambda texts: None)
+        except TunnelError:
+            if last or time.monotonic() - reached > PATIENCE:
+                raise
+            return
+        reached = time.monotonic()
+        if not last and time.monotonic() - looked >= STATUS_INTERVAL:
+            looked = time.monotonic()
+            look_after([record], lambda texts: None)
 
     return fetch
 

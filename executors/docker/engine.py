@@ -104,8 +104,8 @@ class Engine:
         try:
             yield self.client
         except ImageNotFound as error:
-            image = re.search(r'No such image: ([^\s")]+)', str(error))
-            name = image[1] if image else "IMAGE"
+            missing = re.search(r'No such image: ([^\s")]+)', str(error))
+            name = missing[1] if missing else "IMAGE"
             hint = f"docker pull {name}, there; or docker build -t it"
             raise ExecutorError(f"{what}: {self.host} has no image {name}", where=where, hint=hint) from error
         except APIError as error:
