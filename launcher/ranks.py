@@ -93,7 +93,8 @@ class Node:
             self._signal(signal.SIGTERM)
 
     def _end_for(self, number: int, frame: object) -> None:
-        self.asked = signal.Signals(number).name
+        if self._running:  # else they are done
+            self.asked = signal.Signals(number).name
         self.end()
 
     def _signal(self, number: signal.Signals) -> None:

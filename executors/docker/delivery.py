@@ -37,6 +37,7 @@ from launcher.worker import JobFiles, write_json
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
+    from docker.models.networks import Network
 
     from executors.docker.executor import DockerExecutor
 
@@ -74,7 +75,7 @@ def make(engine: Engine, executor: DockerExecutor, plan: Plan, attempt: int) -> 
 
     with engine.asked(f"task {plan.name!r}") as client:
         known = labels(plan.job, executor.store)
-        if (network := own_network(executor, plan.job)) and not client.networks.list(names=[network]):
+        if (network := own_network(executor, plan.job)) and not _networks(client, network):
             client.networks.create(network, driver="bridge", labels=known)
         client.volumes.create(plan.job, labels=known)
         made = []
@@ -93,7 +94,9 @@ def again(engine: Engine, executor: DockerExecutor, plan: Plan, attempt: int) ->
     with engine.asked(f"task {plan.name!r}") as client:
         for container in find(client, plan.job):
             if container.labels[ATTEMPT] != str(attempt):
-                container.remove(force=True)
+                container.remove(force=True, v=True)
+            elif container.status != "created":  # one of them has started: all have what they need
+                return
         made = make(engine, executor, plan, attempt)
         there = folder(plan, attempt).relative_to(ROOT)
         with tempfile.TemporaryFile() as file:
@@ -108,11 +111,16 @@ def again(engine: Engine, executor: DockerExecutor, plan: Plan, attempt: int) ->
 
 
 def find(client: Any, job: str) -> list[Container]:
-    """A task's containers, of all attempts."""
+    """A task's containers, of all attempts; not those of an image that somebody made of one (`docker commit`)."""
     task, _, experiment = job.partition(".")
     wanted = [f"{TASK}={task}", f"{EXPERIMENT}={experiment}"]
     found: list[Container] = client.containers.list(all=True, filters={"label": wanted}, ignore_removed=True)
-    return found
+    return [container for container in found if str(container.name).startswith(f"{job}.")]
+
+
+def _networks(client: Any, name: str) -> list[Network]:
+    """Of that very name: the engine is asked for parts of one, and knows a `pretrain` for a `train`."""
+    return [network for network in client.networks.list(names=[name]) if network.name == name]
 
 
 def jobs_of(engine: Engine, store: str) -> list[str]:
@@ -128,19 +136,18 @@ def jobs_of(engine: Engine, store: str) -> list[str]:
 
 def remove(engine: Engine, job: str) -> list[str]:
     """Take away all that a task has; says what it was. Raises LaunchError."""
-    from docker.errors import NotFound
-
     gone = []
     with engine.asked(f"task {job}") as client:
+        from docker.errors import NotFound  # once it is known that it is installed
+
         for container in find(client, job):
             with contextlib.suppress(NotFound):
                 container.remove(force=True, v=True)
                 gone.append(f"container {container.name}")
-        for network in client.networks.list(names=[job]):
-            if network.name == job:  # the engine takes it for the beginning of a name
-                with contextlib.suppress(NotFound):
-                    network.remove()
-                    gone.append(f"network {job}")
+        for network in _networks(client, job):
+            with contextlib.suppress(NotFound):
+                network.remove()
+                gone.append(f"network {job}")
         with contextlib.suppress(NotFound):
             client.volumes.get(job).remove(force=True)
             gone.append(f"volume {job}")

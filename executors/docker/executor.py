@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
+from posixpath import normpath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from executors.base import Plan, Process, Task
@@ -114,11 +115,12 @@ class DockerExecutor(WatchedExecutor):
 
     def check_kept(self, name: str, path: str, where: str | None) -> None:
         """Only what lies in a volume of the user's stays when the containers go."""
-        kept = {target for _, target, read_only in map(mount, self.volumes) if not read_only}
-        if "volumes_from" in self.additional_kwargs or not kept.isdisjoint(
-            [path, *map(str, PurePosixPath(path).parents)]
-        ):
+        stays = {normpath(target): not read_only for _, target, read_only in map(mount, self.volumes)}
+        plain = PurePosixPath(normpath(path))  # what is after a .. lies elsewhere
+        mounted = next((str(folder) for folder in (plain, *plain.parents) if str(folder) in stays), None)
+        if "volumes_from" in self.additional_kwargs or (mounted and stays[mounted]):
             return
+        kept = [target for target in stays if stays[target]]
         target = next(iter(sorted(kept)), "/runs")
         volumes = "" if kept else f", with volumes=['/data/runs:{target}']"
         raise ExecutorError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,9 @@ from launcher.worker import JobFiles
 MEMORY: Final = "\n  try: memory='...' for more, or a smaller micro_batch_size"
 AGAIN: Final = "\n  try: retries=N to have it started again"
 NO_PROGRAM: Final = re.compile(r'exec: "(.+?)"')
+
+Report = dict[str, Any]
+"""What ranks.py says of a node's processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +44,17 @@ def state_of(plan: Plan, ends: Sequence[End], *, away: bool) -> JobState:
 
     What they left is in the plan's folder already. away: the engine was, meanwhile.
     """
-    if not any(end.code for end in ends):
-        return JobState(status=Status.SUCCEEDED)
-    return JobState(status=Status.FAILED, failure=_failure(plan, ends, away))
-
-
-def _failure(plan: Plan, ends: Sequence[End], away: bool) -> Failure:
     files = JobFiles(plan.folder)
     reports = {end.node: _report(files, end.node) for end in ends}
+    if any(end.code for end in ends):
+        return JobState(status=Status.FAILED, failure=_failure(files, ends, reports, away))
+    # Ranks that save and end well when they are asked to were not done.
+    if asked := next((report["asked"] for report in reports.values() if report and report["asked"]), None):
+        return JobState(status=Status.FAILED, failure=Failure(rank=None, cause=_asked(asked, away)))
+    return JobState(status=Status.SUCCEEDED)
+
+
+def _failure(files: JobFiles, ends: Sequence[End], reports: Mapping[int, Report | None], away: bool) -> Failure:
     # A container whose first process was killed left no word, and the others then waited for it in vain.
     for end in ends:
         if end.code and reports[end.node] is None:
@@ -60,11 +66,15 @@ def _failure(plan: Plan, ends: Sequence[End], away: bool) -> Failure:
     if any(report["oom"] for report in told) and "SIGKILL" in found.cause:
         cause = f"killed for want of memory{MEMORY}"
     elif asked:
-        why = "its engine was stopped" if away else "by `docker stop`, or because its engine was stopped"
-        cause = f"it was asked to end ({asked}), {why}{AGAIN}"
+        cause = _asked(asked, away)
     else:
         return found
     return Failure(rank=found.rank, cause=cause, traceback=found.traceback)
+
+
+def _asked(signal: str, away: bool) -> str:
+    why = "its engine was stopped" if away else "by `docker stop`, or because its engine was stopped"
+    return f"it was asked to end ({signal}), {why}{AGAIN}"
 
 
 def _silent(end: End, away: bool) -> str:
@@ -81,8 +91,8 @@ def _silent(end: End, away: bool) -> str:
     return f"container {end.name} {words}" + (f": {end.error}" if end.error else "")
 
 
-def _report(files: JobFiles, node: int) -> dict[str, Any] | None:
+def _report(files: JobFiles, node: int) -> Report | None:
     with contextlib.suppress(OSError, ValueError):
-        found: dict[str, Any] = json.loads(files.node(node).read_text(encoding="utf-8"))
+        found: Report = json.loads(files.node(node).read_text(encoding="utf-8"))
         return found
     return None

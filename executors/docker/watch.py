@@ -17,16 +17,18 @@ from executors.docker.containers import ATTEMPT, EXPERIMENT, GPUS, NODE, TASK, f
 from executors.docker.engine import Engine
 from executors.docker.states import End, running, state_of
 from executors.watch import Watch, Watched
-from launcher.errors import ExecutorError
+from launcher.errors import ExecutorError, LaunchError, TunnelError
 from launcher.worker import write_json
 
 if TYPE_CHECKING:
+    from docker import DockerClient
     from executors.docker.executor import DockerExecutor
 
 PAUSE: Final = 0.5  # seconds between two questions to the engine
 QUICK, SLOW = 1.0, 5.0  # seconds between two looks at the files of a task that is followed, and of another
 GRACE: Final = 12.0  # seconds that a container has to end in; its first process takes fewer for its ranks
 LONGEST: Final = 15.0  # seconds between two attempts to reach an engine that is away
+PATIENCE: Final = 60.0  # seconds that an engine may refuse to tell how a task ended, as one does that is being stopped
 LOG_LINES: Final = 20
 LIVE: Final = ("running", "paused", "restarting", "removing")
 
@@ -47,6 +49,7 @@ class DockerJob(Watched):
         self.ending: float | None = None  # since when its containers are to end
         self.signal = ""  # what they were sent
         self.looked = 0.0
+        self.refused: float | None = None  # since when the engine does not give how it ended
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -87,6 +90,8 @@ class DockerWatch(Watch[DockerJob]):
             if handle.outcome.exists() or any(row["State"] != "created" for row in own):
                 handle.started = all(row["State"] != "created" for row in own)
                 found.append(handle)
+                if not handle.started and not handle.outcome.exists() and not handle.cancelled:
+                    self._begin(handle)  # its launcher was killed amidst that, and the others wait for these
                 self._end(handle, own)  # here, too: who looks once, and goes, is not to leave them waiting for one
                 self._note(handle, own)
         with self._guard:
@@ -124,8 +129,14 @@ class DockerWatch(Watch[DockerJob]):
                 handle.set(JobState(status=Status.LOST))
             if not handle.ended:
                 own = rows.get(handle.key, [])
-                self._end(handle, own)
-                self._note(handle, own)
+                try:
+                    self._end(handle, own)
+                    self._note(handle, own)
+                except TunnelError:
+                    raise
+                except LaunchError as error:  # this one is refused something: the others go on
+                    why = str(error).splitlines()[0]
+                    handle.set(replace(handle.state, detail=f"{why}; trying again"))
 
     def _waits(self, handle: DockerJob) -> bool:
         """Whether another task has GPUs that it is to have."""
@@ -158,9 +169,9 @@ class DockerWatch(Watch[DockerJob]):
     def _rows(self) -> dict[tuple[str, str, str], list[Row]]:
         """All containers of ours, by experiment, task and attempt: one question, whatever their number."""
         with self.engine.asked("its containers") as client:
-            listed: list[Row] = client.api.containers(all=True, filters={"label": [EXPERIMENT]})
+            listed: list[Row] = client.api.containers(all=True, filters={"label": [EXPERIMENT, TASK, NODE, ATTEMPT]})
         found: dict[tuple[str, str, str], list[Row]] = {}
-        for row in sorted(listed, key=lambda row: int(row["Labels"][NODE])):
+        for row in sorted(filter(_is_a_tasks, listed), key=lambda row: int(row["Labels"][NODE])):
             known = row["Labels"]
             found.setdefault((known[EXPERIMENT], known[TASK], known[ATTEMPT]), []).append(row)
         return found
@@ -197,8 +208,13 @@ class DockerWatch(Watch[DockerJob]):
             cause = "its containers were removed, by somebody else"
             self._settle(handle, JobState(status=Status.FAILED, failure=Failure(rank=None, cause=cause)))
         elif handle.started:
-            ends = self._ends(handle, rows)
-            state = state_of(handle.plan, ends, away=handle.away)
+            try:
+                state = state_of(handle.plan, self._ends(handle, rows), away=handle.away)
+            except ExecutorError as error:  # its volume is broken, perhaps: an end that nobody can tell is one, too
+                handle.refused = handle.refused or time.monotonic()
+                if time.monotonic() - handle.refused < PATIENCE and not handle.cancelled:
+                    raise
+                state = JobState(status=Status.FAILED, failure=Failure(rank=None, cause=str(error)))
             if handle.cancelled:
                 state = JobState(status=Status.CANCELLED)
             self._settle(handle, state)
@@ -216,7 +232,7 @@ class DockerWatch(Watch[DockerJob]):
                     code=int(state["ExitCode"]),
                     oom=bool(state.get("OOMKilled")),
                     error=str(state.get("Error") or ""),
-                    log=client.api.logs(row["Id"], tail=LOG_LINES).decode(errors="replace").strip(),
+                    log=_log(client, row),
                 )
                 found.append(end)
         return found
@@ -243,8 +259,23 @@ def _read(outcome: Path) -> JobState:
     return JobState(status=Status(found["status"]), failure=failure)
 
 
+def _log(client: DockerClient, row: Row) -> str:
+    """The end of what its first process said; an engine's log driver may keep nothing."""
+    from docker.errors import APIError
+
+    try:
+        return client.api.logs(row["Id"], tail=LOG_LINES).decode(errors="replace").strip()
+    except APIError:
+        return ""
+
+
 def _name(row: Row) -> str:
     return str(row["Names"][0]).removeprefix("/")
+
+
+def _is_a_tasks(row: Row) -> bool:
+    """A container of an image that was made of one has its labels, too (see delivery.find)."""
+    return _name(row).startswith(f"{row['Labels'][TASK]}.{row['Labels'][EXPERIMENT]}.")
 
 
 def _failed(row: Row) -> bool:

@@ -54,6 +54,10 @@ def test_what_cannot_be_is_refused_with_what_can(settings: dict[str, Any], words
         ("/runs2", {"volumes": ["/data:/runs"]}, "log.dir is '/runs2'.*try: log.dir='/runs'$"),
         ("/runs", {"volumes": ["/data:/runs"]}, None),
         (Path("/runs/mine"), {"volumes": ["/a:/b", "kept:/runs"]}, None),
+        ("/runs/../tmp", {"volumes": ["/data:/runs"]}, "log.dir is '/runs/../tmp'"),
+        ("/runs/old", {"volumes": ["/data:/runs", "/old:/runs/old:ro"]}, "log.dir is '/runs/old'.*log.dir='/runs'$"),
+        ("/runs/old/new", {"volumes": ["/data:/runs:ro", "/old:/runs/old"]}, None),
+        ("/runs/mine", {"volumes": ["/data:/runs/"]}, None),
         ("/elsewhere", {"additional_kwargs": {"volumes_from": ["data"]}}, None),
     ],
 )

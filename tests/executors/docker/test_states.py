@@ -53,6 +53,12 @@ def test_the_kernel_s_own_count_tells_want_of_memory_where_the_engine_says_nothi
     assert failure.rank == 0 and failure.cause.startswith("killed for want of memory\n")
 
 
+def test_who_ended_well_because_it_was_asked_to_was_not_done(tmp_path: Path) -> None:
+    made = plan(tmp_path, node_0={"exits": [[0, 0, 5.0]], "asked": "SIGTERM"}, node_1={"exits": [[1, 0, 5.0]]})
+    failure = state_of(made, [end(0, 0), end(1, 0)], away=True).failure
+    assert failure is not None and "asked to end (SIGTERM), its engine was stopped" in failure.cause
+
+
 def test_who_was_asked_to_end_did_not_fail_by_itself(tmp_path: Path) -> None:
     report = {"exits": [[0, -15, 5.0]], "asked": "SIGTERM"}
     failure = state_of(plan(tmp_path, node_0=report), [end(0, 143)], away=False).failure
