@@ -112,10 +112,13 @@ def again(engine: Engine, executor: DockerExecutor, plan: Plan, attempt: int) ->
 
 def find(client: Any, job: str) -> list[Container]:
     """A task's containers, of all attempts; not those of an image that somebody made of one (`docker commit`)."""
-    task, _, experiment = job.partition(".")
-    wanted = [f"{TASK}={task}", f"{EXPERIMENT}={experiment}"]
-    found: list[Container] = client.containers.list(all=True, filters={"label": wanted}, ignore_removed=True)
+    found: list[Container] = client.containers.list(all=True, filters={"label": _labelled(job)}, ignore_removed=True)
     return [container for container in found if str(container.name).startswith(f"{job}.")]
+
+
+def _labelled(job: str) -> list[str]:
+    task, _, experiment = job.partition(".")
+    return [f"{TASK}={task}", f"{EXPERIMENT}={experiment}"]
 
 
 def _networks(client: Any, name: str) -> list[Network]:
@@ -148,9 +151,10 @@ def remove(engine: Engine, job: str) -> list[str]:
             with contextlib.suppress(NotFound):
                 network.remove()
                 gone.append(f"network {job}")
-        with contextlib.suppress(NotFound):
-            client.volumes.get(job).remove(force=True)
-            gone.append(f"volume {job}")
+        for volume in client.volumes.list(filters={"label": _labelled(job)}):
+            with contextlib.suppress(NotFound):
+                volume.remove(force=True)
+                gone.append(f"volume {volume.name}")
     return gone
 
 

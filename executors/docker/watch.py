@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from executors.base import Failure, JobState, Plan, Status
 from executors.docker import delivery, files
-from executors.docker.containers import ATTEMPT, EXPERIMENT, GPUS, NODE, TASK, folder
+from executors.docker.containers import ATTEMPT, EXPERIMENT, GPUS, NODE, TASK, folder, labels
 from executors.docker.engine import Engine
 from executors.docker.states import End, running, state_of
+from executors.docker.turns import Turn
 from executors.watch import Watch, Watched
 from launcher.errors import ExecutorError, LaunchError, TunnelError
 from launcher.worker import write_json
@@ -80,6 +81,7 @@ class DockerWatch(Watch[DockerJob]):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine.host)
         self.engine = engine
+        self._turn = Turn(engine)
 
     def attach(self, jobs: Sequence[DockerJob]) -> list[DockerJob]:
         """Those that were started, with how they stand. Raises LaunchError."""
@@ -121,8 +123,8 @@ class DockerWatch(Watch[DockerJob]):
 
     def _round(self, live: Sequence[DockerJob]) -> None:
         for handle in live:
-            if not handle.started and not handle.cancelled and not self._waits(handle):
-                self._begin(handle)
+            if not handle.started and not handle.cancelled:
+                self._begin_when_it_may(handle)
         rows = self._rows()
         for handle in live:
             if not handle.plan.folder.is_dir():  # somebody has deleted it: the others are not to wait for that
@@ -138,10 +140,20 @@ class DockerWatch(Watch[DockerJob]):
                     why = str(error).splitlines()[0]
                     handle.set(replace(handle.state, detail=f"{why}; trying again"))
 
+    def _begin_when_it_may(self, handle: DockerJob) -> None:
+        if not handle.plan.gpus:
+            self._begin(handle)
+        elif not self._waits(handle):
+            with self._turn.taken(labels(handle.plan.job, handle.executor.store)) as ours:
+                if ours and not self._waits(handle):
+                    self._begin(handle)
+
     def _waits(self, handle: DockerJob) -> bool:
         """Whether another task has GPUs that it is to have."""
         wanted = {str(gpu) for gpu in range(handle.plan.gpus)}
-        for (experiment, task, _), rows in (self._rows() if wanted else {}).items():
+        for (experiment, task, _), rows in self._rows().items():
+            if (experiment, task) == handle.key[:2]:  # the engine may have gone when some of its nodes had started
+                continue
             held = {gpu for row in rows if row["State"] in LIVE for gpu in row["Labels"].get(GPUS, "").split()}
             if not held.isdisjoint(wanted):
                 handle.set(replace(handle.state, detail=f"waits for its GPUs, which {task} of {experiment} has"))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,10 @@ from typing import Any
 import pytest
 
 import launcher as run
+from executors.docker import turns
+from executors.docker.containers import labels
+from executors.docker.engine import Engine
+from executors.docker.turns import Turn
 from experiments.store import Store
 from launcher.errors import ExecutorError
 from tests.labs.containers.lab import ContainerLab
@@ -51,6 +58,42 @@ def test_each_task_has_its_gpus_to_itself_and_those_that_are_named_are_not_waite
     assert began["named"] < ended["two"] and began["none"] < ended["two"]
     said = [event.get("detail", "") for event in Store().get(experiment.id).task("one").events()]
     assert any("waits for its GPUs, which two of" in detail for detail in said), said
+
+
+LAUNCH = """
+import sys
+import launcher as run
+run.run(run.Script(inline="date +%s.%N; sleep 1; date +%s.%N"),
+    run.DockerExecutor(container_image=sys.argv[1], num_gpus=1), name="one", progress=False)
+"""
+
+
+def start(image: str, home: Path) -> subprocess.Popen[bytes]:
+    env = {**os.environ, "GEMMA_LAUNCHER_HOME": str(home)}
+    home.mkdir()
+    return subprocess.Popen([sys.executable, "-c", LAUNCH, image], cwd=home, env=env)
+
+
+def test_launchers_that_start_at_once_take_turns(gpu_lab: ContainerLab, tmp_path: Path) -> None:
+    homes = [tmp_path / str(number) for number in range(4)]
+    for process in [start(gpu_lab.image, home) for home in homes]:
+        assert process.wait() == 0
+    times = sorted(next(home.glob("experiments/*/script/rank_0.out")).read_text().split() for home in homes)
+    assert all(ended < began for (_, ended), (began, _) in itertools.pairwise(times)), times
+    assert "turn" not in gpu_lab.command("volume", "ls")
+
+
+def test_a_launcher_that_was_killed_in_its_turn(gpu_lab: ContainerLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "STALE", 2.0)
+    engine, one = Engine(gpu_lab.host), run.DockerExecutor(container_image=gpu_lab.image, num_gpus=1)
+    with Turn(engine).taken(labels("t.killed", one.store)) as ours, Turn(engine).taken({}) as others:
+        assert ours and not others
+    turn = Turn(engine).taken(labels("t.killed", one.store))
+    assert turn.__enter__()  # and it is never left
+    run.run(SHOW, one, name="next", progress=False)
+    turn = Turn(engine).taken(labels("t.killed", one.store))
+    assert turn.__enter__()
+    assert one.prune(lambda *_: False) == ["volume gemma-launcher.turn"]
 
 
 def test_tasks_that_run_together_cannot_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
