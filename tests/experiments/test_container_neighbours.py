@@ -122,7 +122,7 @@ def test_a_launcher_that_is_killed_while_it_starts_them(container_lab: Container
     )
 
     def running() -> int:
-        return len(lab.command("ps", "-q", "--filter", f"label={EXPERIMENT}").split())
+        return len(lab.command("ps", "-q", "--filter", "name=t.many-").split())
 
     try:
         until(lambda: running() > 0, 60, "the first")
