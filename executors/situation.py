@@ -81,7 +81,7 @@ def names_nvls(algorithms: str) -> bool:
     return any(not names.startswith("^") and {"nvls", "nvlstree"}.intersection(names.split(",")) for names in lists)
 
 
-_GRAPHS = ("cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph")
+_GRAPHS = ("cuda_graphs", "cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph")
 _MEGATRON = "tensor_model_parallel_size"
 _FSDP = ("fsdp", "use_megatron_fsdp", "use_custom_fsdp", "use_torch_fsdp2")
 

@@ -21,6 +21,7 @@ def prune(more: Sequence[Executor], warn: Callable[[Sequence[str]], None]) -> li
     look_after(records, warn)
     places: dict[Hashable, Executor] = {}
     needed: set[tuple[str, str]] = set()
+    known = {record.id for record in records}
     for record in records:
         for task in record.tasks:
             if not task.status.final or task.status is Status.LOST:
@@ -30,12 +31,18 @@ def prune(more: Sequence[Executor], warn: Callable[[Sequence[str]], None]) -> li
                 places.setdefault(executor.place, executor)
             except (LaunchError, OSError, ValueError, KeyError):
                 continue
+
+    def keep(experiment: str, task: str) -> bool:
+        """What was launched meanwhile, or cannot be read, is nobody's to take away."""
+        unknown = experiment not in known and (store.folder / experiment).exists()
+        return unknown or (experiment, task) in needed
+
     gone: list[str] = []
     for executor in more:
         places.setdefault(executor.place, executor)
     for executor in places.values():
         try:
-            gone += executor.prune(lambda experiment, task: (experiment, task) in needed)
+            gone += executor.prune(keep)
         except LaunchError as error:
             warn([f"{executor.describe_place()} cannot be asked what it has: {error}"])
     return gone

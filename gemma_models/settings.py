@@ -13,6 +13,8 @@ from typing import Literal
 
 from launcher.errors import ConfigError
 
+AttentionCore = Literal["auto", "local", "te", "flash", "flex"]
+
 
 @dataclass(kw_only=True)
 class MegatronStrategy:
@@ -29,6 +31,11 @@ class Trainer:
     ``max_steps`` counts optimizer steps from the start of the run, also across a resume. ``accelerator="cpu"`` is a
     choice to be made: without a GPU, ``"gpu"`` is an error. ``precision="bf16"`` keeps float32 master weights and
     reduces gradients in float32. ``limit_val_batches`` bounds one validation pass, in micro-batches a rank.
+    ``attention`` computes attention: "flash" (flash-attn), "te" (Transformer Engine, not for Gemma 2), "flex"
+    (torch's FlexAttention), "local" (plain torch, with the whole matrix of scores); "auto" is the first that is
+    installed and fits. ``fusion`` compiles chains of elementwise operations, on a GPU, which takes a C compiler there.
+    ``cuda_graphs`` records a step and replays it, so that the GPU does not wait for Python; logits of all tokens are
+    made then, so it is for data whose every token counts, in one pipeline stage.
     """
 
     max_steps: int
@@ -36,6 +43,9 @@ class Trainer:
     num_nodes: int = 1
     accelerator: Literal["gpu", "cpu"] = "gpu"
     precision: Literal["bf16", "fp32"] = "bf16"
+    attention: AttentionCore = "auto"
+    fusion: bool = True
+    cuda_graphs: bool = False
     val_check_interval: int | None = None
     limit_val_batches: int | None = None
     log_every_n_steps: int = 1

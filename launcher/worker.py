@@ -33,6 +33,7 @@ PARENT: Final = "GEMMA_LAUNCHER_PARENT"
 """Pid of the process whose death must end this one; unset where a job outlives its launcher."""
 STEP_TIMEOUT: Final = "GEMMA_LAUNCHER_STEP_TIMEOUT"
 """Minutes that a rank may take from one step to the next (see launcher.heartbeat); unset: for ever."""
+RESULT_MOST: Final = 7_000_000  # characters of JSON; places bring back no file above 8 MB (see executors.mirror)
 RESUME: Final = 75
 """Exit status of a rank that was asked to end, has saved, and wants to be started again (sysexits.h: EX_TEMPFAIL)."""
 RESTART: Final = "GEMMA_LAUNCHER_RESTART"
@@ -286,13 +287,16 @@ def complain(text: str) -> None:
 
 
 def keep_result(value: Any, files: JobFiles) -> None:
-    """Write what the task returned, where JSON can hold it."""
+    """Write what the task returned, where JSON can hold it, and it is not more than what places bring back."""
     try:
-        json.dumps(value)
+        size = len(json.dumps(value))
+        why = f"as JSON it has {size:,} characters, and may have {RESULT_MOST:,}" if size > RESULT_MOST else None
     except (TypeError, ValueError) as error:
-        complain(f"worker: the return value ({type(value).__name__}) is not kept: {error}\n")
-    else:
+        why = str(error)
+    if why is None:
         write_json(files.result, value)
+    else:
+        complain(f"worker: the return value ({type(value).__name__}) is not kept: {why}\n")
 
 
 def read_task(files: JobFiles) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import socket
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -86,7 +87,7 @@ class DockerExecutor(WatchedExecutor):
                 options.check_text(self, name, value)
         if self.num_gpus is not None:
             options.check_count(self, "num_gpus", self.num_gpus)
-        if self.cpus is not None and (type(self.cpus) not in (int, float) or not self.cpus > 0):
+        if self.cpus is not None and (type(self.cpus) not in (int, float) or not 0 < self.cpus < math.inf):
             raise refuse(self, "cpus", f"cpus is {self.cpus!r}; it must be a number above 0", "cpus=8")
         if type(self.privileged) is not bool:
             raise refuse(self, "privileged", f"privileged is {self.privileged!r}", "True or False")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 
 from gemma_models.architectures import GemmaConfig
+from gemma_models.modeling.kernels import PLAIN, Kernels
 from gemma_models.settings import MegatronStrategy
 
 
@@ -17,6 +19,7 @@ class GemmaTransformerConfig(TransformerConfig):
     """A TransformerConfig that carries what only Gemma has, so that every module built from it can see it."""
 
     gemma: GemmaConfig = None  # type: ignore[assignment] # fields after defaulted ones need a default
+    kernels: Kernels = PLAIN
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
@@ -31,6 +34,7 @@ def transformer_config(
     precision: Literal["bf16", "fp32"],
     accelerator: Literal["gpu", "cpu"],
     random_weights: bool = True,
+    kernels: Kernels = PLAIN,
 ) -> GemmaTransformerConfig:
     """Translate a Gemma and a parallel layout into Megatron's terms.
 
@@ -39,6 +43,7 @@ def transformer_config(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return GemmaTransformerConfig(
         gemma=gemma,
+        kernels=kernels,
         num_layers=gemma.num_layers,
         hidden_size=gemma.hidden_size,
         ffn_hidden_size=gemma.ffn_hidden_size,
@@ -51,7 +56,9 @@ def transformer_config(
         normalization="RMSNorm",
         layernorm_zero_centered_gamma=True,
         qk_layernorm=gemma.qk_layernorm,
-        activation_func=gelu_tanh,
+        # A module in place of the activation, ours (layers.py), is asked for by this name and with that function.
+        use_te_activation_func=kernels.fused,
+        activation_func=torch.nn.functional.gelu if kernels.fused else gelu_tanh,
         gated_linear_unit=True,
         add_bias_linear=False,
         hidden_dropout=0.0,
@@ -63,7 +70,7 @@ def transformer_config(
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
-        apply_rope_fusion=False,
+        apply_rope_fusion=kernels.fused and importlib.util.find_spec("transformer_engine") is not None,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision == "bf16",

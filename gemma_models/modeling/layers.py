@@ -16,9 +16,12 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from gemma_models.modeling.attention import GemmaSelfAttention, LocalAttention
+from gemma_models.modeling.attention import GemmaSelfAttention
 from gemma_models.modeling.config import GemmaTransformerConfig
-from gemma_models.modeling.norms import RMSNorm
+from gemma_models.modeling.cores import core
+from gemma_models.modeling.fused import fused
+from gemma_models.modeling.gelu import GatedGelu
+from gemma_models.modeling.norms import RMSNorm, rms_norm
 
 _Residual = Callable[[tuple[torch.Tensor, Any], torch.Tensor, float], torch.Tensor]
 
@@ -33,17 +36,22 @@ class PostNormAdd(torch.nn.Module):
     def __init__(self, config: GemmaTransformerConfig) -> None:
         super().__init__()
         self.post_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
+        self.add = fused(_add_normed, on=config.kernels.fused)
 
     def forward(self, training: bool, fused: bool) -> _Residual:
         return self._add
 
     def _add(self, output_with_bias: tuple[torch.Tensor, Any], residual: torch.Tensor, dropout: float) -> torch.Tensor:
         output, _ = output_with_bias  # Gemma has neither biases nor dropout
-        return residual + self.post_layernorm(output)
+        return self.add(residual, output, self.post_layernorm.weight, self.post_layernorm.eps)
+
+
+def _add_normed(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return residual + rms_norm(x, weight, eps)
 
 
 def _mlp() -> Any:
-    submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear, activation_func=GatedGelu)
     if hasattr(MLP, "as_mlp_submodule"):  # Megatron-Core from 0.17 on
         return partial(MLP.as_mlp_submodule, submodules=submodules)
     return ModuleSpec(module=MLP, submodules=submodules)
@@ -57,7 +65,7 @@ def layer_spec(config: GemmaTransformerConfig, vp_stage: int | None = None) -> T
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=LocalAttention,
+            core_attention=core(config.kernels.attention),
             linear_proj=RowParallelLinear,
             q_layernorm=norm,
             k_layernorm=norm,

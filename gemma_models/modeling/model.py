@@ -14,9 +14,10 @@ from megatron.core.tensor_parallel import (
     set_tensor_model_parallel_attributes,
 )
 
-from gemma_models.modeling.attention import softcap
 from gemma_models.modeling.config import GemmaTransformerConfig
+from gemma_models.modeling.cores.local import softcap
 from gemma_models.modeling.layers import layer_spec
+from gemma_models.modeling.loss import vocabulary_loss
 from gemma_models.modeling.rotary import DualRotaryEmbedding
 
 _SPLIT = (ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding)
@@ -26,8 +27,8 @@ class GemmaModel(GPTModel):
     """One pipeline stage of a Gemma: scaled embeddings, Gemma's layers, capped logits over the tied embedding.
 
     Called with ``input_ids`` and ``position_ids``, int64 (b, s), it returns logits (b, s, vocab / TP), or with
-    ``labels``, int64 (b, s), the loss of each token in nats, float32 (b, s): of those where ``loss_mask``, float32
-    (b, s), is not 0, and 0 elsewhere.
+    ``labels``, int64 (b, s), the loss of each token in nats, float32 (b, s). With ``loss_mask``, float32 (b, s), it is
+    the sum of the losses times that, a float32 scalar, and no logits are made where it is 0.
     """
 
     config: GemmaTransformerConfig
@@ -79,14 +80,21 @@ class GemmaModel(GPTModel):
             return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **kwargs)
         # Logits over 262,144 words are the dearest part of a small Gemma: only those that the loss asks for are made.
         # Chosen in the layout of the hidden states, (s, b, h), so that their gradient keeps it.
-        counts = loss_mask.bool().t()
-        losses = super()._postprocess(
-            hidden_states=hidden_states[counts].unsqueeze(0),
-            labels=labels.t()[counts].unsqueeze(1),
-            loss_mask=None,
-            **kwargs,
+        hidden, wanted, weights = hidden_states, labels.t(), loss_mask.t()
+        if self.config.kernels.graphs:  # how many there are must not depend on the batch
+            hidden, wanted, weights = (tensor.flatten(0, 1) for tensor in (hidden, wanted, weights))
+        else:
+            counts = weights.bool()
+            hidden, wanted, weights = hidden[counts], wanted[counts], weights[counts]
+        return vocabulary_loss(
+            hidden,
+            self.shared_embedding_or_output_weight(),
+            wanted,
+            weights,
+            cap=self.config.gemma.final_logit_softcapping,
+            group=self.pg_collection.tp,
+            fuse=self.config.kernels.fused,
         )
-        return torch.zeros_like(loss_mask).t().masked_scatter(counts, losses).t()
 
 
 def build_model(config: GemmaTransformerConfig) -> GemmaModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.assets import has_tokenizer, load_tokenizer
 from gemma_models.data import Batch, DataModule
 from gemma_models.modeling.config import transformer_config
+from gemma_models.modeling.kernels import kernels_for
 from gemma_models.modeling.model import GemmaModel, build_model
 from gemma_models.peft.lora import apply_lora
 from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
@@ -172,12 +174,17 @@ def _prepare_model(
     gemma: GemmaConfig, trainer: Trainer, resume: AutoResume, lora: LoRA | None, *, resuming: bool
 ) -> GemmaModel:
     """This rank's model, with the weights it starts from and its adapters; a resumed run brings its own of these."""
+    kernels = kernels_for(gemma, trainer)
+    if dist.get_rank() == 0:
+        chains = "compiled" if kernels.fused else "as they are"
+        print(f"attention: {kernels.attention}; elementwise chains {chains}", file=sys.stderr)
     config = transformer_config(
         gemma,
         trainer.strategy,
         precision=trainer.precision,
         accelerator=trainer.accelerator,
         random_weights=resume.restore_config is None,
+        kernels=kernels,
     )
     model = build_model(config)
     if resume.restore_config is not None and (lora is not None or not resuming):

@@ -46,6 +46,8 @@ def parallel_context(
             local = int(os.environ.get("LOCAL_RANK", "0"))
             device = torch.device("cuda", local if torch.cuda.device_count() > 1 else 0)
             torch.cuda.set_device(device)
+            # A step can be recorded on any stream but the default one, if all that it touches was made on it.
+            stack.enter_context(torch.cuda.stream(torch.cuda.Stream(device)))
         if not dist.is_initialized():
             gc.collect()  # an earlier run's model lies in cycles, and with it its groups' sockets and its memory
             _initialise_process_group(accelerator, device)

@@ -15,8 +15,10 @@ from megatron.core.transformer.module import Float16Module, MegatronModule
 
 from gemma_models.data import Batch
 from gemma_models.modeling.model import GemmaModel
+from gemma_models.training.recorded import Recorded
 from launcher.errors import DataError
 
+BEFORE_RECORDING = 3  # steps: what is compiled, and what libraries set up, is there then
 _Loss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -89,7 +91,7 @@ class Evaluator:
         output = model(
             batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"]
         )
-        return output, partial(_masked_sum, batch["loss_mask"])
+        return output, partial(_counted, batch["loss_mask"])
 
 
 class Stepper(Evaluator):
@@ -100,15 +102,41 @@ class Stepper(Evaluator):
         self.optimizer = optimizer
         model.config.grad_scale_func = optimizer.scale_loss
         model.config.no_sync_func = model.no_sync
+        self._steps = 0
+        self._graph: Recorded | None = None
 
     def train(self, micro_batches: list[Batch]) -> tuple[float, float, int]:
         """One optimizer step: the loss in nats a token, the gradient's norm, and the tokens that this rank read."""
         self.model.train()
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        loss, _ = self._run(micro_batches)
+        recorded = self._recorded(micro_batches)
+        loss = self._run(micro_batches)[0] if recorded is None else self._replay(recorded, micro_batches)
         _, grad_norm, _ = self.optimizer.step()
         return loss, float(grad_norm), sum(batch["tokens"].numel() for batch in micro_batches)
+
+    def _recorded(self, micro_batches: list[Batch]) -> Recorded | None:
+        """The recording that does for these, where there are to be recordings."""
+        if not self.model.config.kernels.graphs:
+            return None
+        self._steps += 1
+        if self._graph is None and self._steps > BEFORE_RECORDING:
+            self._graph = Recorded(self.model, micro_batches[0], self.device)
+            self.model.zero_grad_buffer()  # of what ran before it was recorded nothing is left
+        if self._graph is not None and all(map(self._graph.fits, micro_batches)):
+            return self._graph
+        return None
+
+    def _replay(self, recorded: Recorded, micro_batches: list[Batch]) -> float:
+        """As `_run`, on one pipeline stage."""
+        _check_tokens(micro_batches, self.model.config.gemma.vocab_size)
+        sums = torch.zeros(2, device=self.device)
+        for batch in micro_batches:
+            sums += recorded.run(batch)
+        finalize_model_grads([self.model], sums[1].int())
+        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+        total, tokens = sums.tolist()
+        return total / tokens if tokens else 0.0
 
 
 def _check_tokens(batches: list[Batch], vocab_size: int) -> None:
@@ -123,7 +151,7 @@ def _check_tokens(batches: list[Batch], vocab_size: int) -> None:
                 )
 
 
-def _masked_sum(mask: torch.Tensor, losses: torch.Tensor) -> _Loss:
+def _counted(mask: torch.Tensor, loss: torch.Tensor) -> _Loss:
     """What Megatron asks of a loss: the sum to differentiate, the number of tokens in it, and what to report."""
-    loss, tokens = (losses.float() * mask).sum(), mask.sum()
+    tokens = mask.sum()
     return loss, tokens.int(), torch.stack([loss.detach(), tokens])

@@ -272,6 +272,9 @@ def test_prune_takes_away_what_is_left_and_says_what(container_lab: ContainerLab
         experiment.add(run.Partial(in_containers.work, 300.0), executor=containers(container_lab, nodes=2), name="t")
         experiment.run(detach=True)
     until(lambda: "task t: running" in ask("status", experiment.id), 30, "its start")
+    record = experiment.folder / "experiment.json"
+    record.rename(record.with_suffix(".aside"))  # one that cannot be read, or was launched a moment ago
+    assert ask("prune") == "nothing is left of experiments that are over\n"
     shutil.rmtree(experiment.folder)
     job = f"t.{experiment.id}"
     assert sorted(ask("prune").splitlines()) == sorted(

@@ -14,6 +14,7 @@ from gemma_models.architectures import ARCHITECTURES, GemmaConfig
 from gemma_models.conversion.hf_config import hf_config, read_hf_config
 from gemma_models.conversion.weights import load_hf_weights
 from gemma_models.modeling.config import transformer_config
+from gemma_models.modeling.kernels import PLAIN, Kernels
 from gemma_models.modeling.model import GemmaModel, build_model
 from gemma_models.settings import MegatronStrategy
 from gemma_models.training.parallel import parallel_context
@@ -52,11 +53,16 @@ def hf_model(gemma: GemmaConfig, seed: int = 0) -> Any:
 
 @contextlib.contextmanager
 def our_model(
-    folder: Path, precision: Literal["bf16", "fp32"] = "fp32", accelerator: Literal["gpu", "cpu"] = "cpu"
+    folder: Path,
+    precision: Literal["bf16", "fp32"] = "fp32",
+    accelerator: Literal["gpu", "cpu"] = "cpu",
+    kernels: Kernels = PLAIN,
 ) -> Iterator[GemmaModel]:
     """The Hugging Face folder as our model, inside its parallel context."""
     strategy = MegatronStrategy()
-    config = transformer_config(read_hf_config(folder), strategy, precision=precision, accelerator=accelerator)
+    config = transformer_config(
+        read_hf_config(folder), strategy, precision=precision, accelerator=accelerator, kernels=kernels
+    )
     with parallel_context(strategy, accelerator=accelerator) as device, torch.no_grad():
         model = build_model(config).to(device)
         load_hf_weights(model, folder)

@@ -1,10 +1,12 @@
 """What the test suite cannot see without a GPU, in one run: `python -m tests.gpu.check`. It stops at what fails.
 
-Every size against Hugging Face on the GPU, a run that resumes exactly there, and generation.
+Every size against Hugging Face on the GPU, with every attention core that is installed, a run that resumes exactly
+there, and generation.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +20,9 @@ from gemma_models.architectures import ARCHITECTURES, GemmaConfig
 from gemma_models.data import MockData
 from gemma_models.generation.decode import decode
 from gemma_models.generation.sampling import Sampling
+from gemma_models.modeling.cores.fast import FastAttention
+from gemma_models.modeling.kernels import Kernels, why_not
+from gemma_models.settings import Trainer
 from tests.gemma_models.tiny import WINDOW, hf_model, logits, our_model, tiny
 
 TOLERANCE = 5e-4
@@ -34,8 +39,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size in ARCHITECTURES:
             check_size(size, Path(folder) / size)
+        for size in ("gemma2_2b", "gemma2_27b", "gemma3_1b", "gemma3_27b"):
+            check_kernels(size, Path(folder) / size)
         for peft in ("none", "lora"):
             check_resume(Path(folder), peft)
+        check_losses(Path(folder))
 
 
 def check_size(size: str, folder: Path) -> None:
@@ -59,6 +67,50 @@ def check_size(size: str, folder: Path) -> None:
     require(error <= 1.1 * theirs, f"{size}: bf16 logits are {error} from fp32's, Hugging Face's {theirs}")
     print(f"{size}: max |logit difference| fp32 {difference:.1e}; bf16 error {error:.1e} (Hugging Face {theirs:.1e})")
     require(all(len(answer) == 8 for answer in said), f"{size}: generation gave {said}")
+
+
+def check_kernels(size: str, folder: Path) -> None:
+    """Each core, with compiled chains, is as near to float32 as Hugging Face in bfloat16; a window too wide is not."""
+    gemma = tiny(size)
+    reference = hf_model(gemma).cuda()
+    ids = torch.randint(0, 256, (2, 4 * WINDOW), generator=torch.Generator().manual_seed(2)).cuda()
+    with torch.no_grad():
+        expected = reference(ids).logits
+        theirs = (reference.bfloat16()(ids).logits - expected).abs().mean().item()
+    for core in ("flash", "te", "flex"):
+        if (why := why_not(core, gemma, Trainer(max_steps=1))) is not None:
+            print(f"{size}, {core}: NOT RUN: {why}")
+            continue
+        kernels = Kernels(attention=core, fused=True)
+        with our_model(folder, "bf16", "gpu", kernels) as model:
+            error = (logits(model, ids) - expected).abs().mean().item()
+            for module in model.modules():
+                if isinstance(module, FastAttention) and module.window is not None:
+                    module.window += 1
+            wrong = (logits(model, ids) - expected).abs().mean().item()
+        require(error <= 1.1 * theirs, f"{size}, {core}: bf16 logits are {error} from fp32's, Hugging Face's {theirs}")
+        require(wrong > 2 * error, f"{size}, {core}: a window one too wide is not seen: {wrong}, {error}")
+        print(f"{size}, {core}: bf16 error {error:.1e} (Hugging Face {theirs:.1e}; a window one too wide {wrong:.1e})")
+
+
+def check_losses(folder: Path) -> None:
+    """Ten steps by plain torch, by what is fast, and recorded: the same losses, as far as bfloat16 goes."""
+    losses = {}
+    for name, (core, fusion, graphs) in {
+        "plain": ("local", False, False),
+        "fast": ("auto", True, False),
+        "recorded": ("auto", True, True),
+    }.items():
+        task = recipe(folder, f"losses-{name}", tiny("gemma3_1b"), "none")
+        task.trainer.attention, task.trainer.fusion, task.trainer.cuda_graphs = core, fusion, graphs
+        task.trainer.max_steps = 10
+        run.run(task, direct=True)
+        lines = (folder / f"losses-{name}" / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["loss"] for line in lines if "loss" in line]
+    for name in ("fast", "recorded"):
+        apart = max(abs(ours - plain) for ours, plain in zip(losses[name], losses["plain"], strict=True))
+        require(apart < 0.02, f"losses, {name}: {losses[name]}, plain: {losses['plain']}")
+        print(f"losses of ten steps, {name}: at most {apart:.1e} from plain torch's, from {losses[name][0]:.3f}")
 
 
 def check_resume(folder: Path, peft: str) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anywhere
 import pytest
 import sample_tasks
 
@@ -121,6 +122,12 @@ def test_what_json_cannot_hold_is_said_and_is_no_failure(tmp_path: Path) -> None
     assert run_worker(tmp_path, encode(Partial(sample_tasks.Opaque)), RANK="0") == 0
     assert not JobFiles(tmp_path).result.exists()
     assert "the return value (Opaque) is not kept" in JobFiles(tmp_path).stderr(0).read_text()
+
+
+def test_a_result_that_no_place_would_bring_back_is_said(tmp_path: Path) -> None:
+    assert run_worker(tmp_path, encode(Partial(anywhere.give_back, "x" * 7_000_001)), RANK="0") == 0
+    assert not JobFiles(tmp_path).result.exists()
+    assert "it has 7,000,003 characters, and may have 7,000,000" in JobFiles(tmp_path).stderr(0).read_text()
 
 
 def test_the_users_modules_are_found_and_ours_do_not_hide_them(tmp_path: Path) -> None:

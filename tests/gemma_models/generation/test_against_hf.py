@@ -11,7 +11,7 @@ from megatron.core.inference.contexts import StaticInferenceContext
 
 from gemma_models.generation.decode import decode, next_logits
 from gemma_models.generation.sampling import Sampling
-from gemma_models.modeling.attention import LocalAttention
+from gemma_models.modeling.cores.local import LocalAttention
 from gemma_models.modeling.model import GemmaModel
 from tests.gemma_models.tiny import WINDOW, hf_model, our_model, tiny
 

@@ -1,0 +1,63 @@
+"""Which code computes what is dear: chosen once a run, from what is installed and what the model needs."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Final
+
+from gemma_models.architectures import GemmaConfig
+from gemma_models.settings import AttentionCore, Trainer
+from launcher.errors import LaunchError
+
+PACKAGES: Final = {"te": "transformer_engine", "flash": "flash_attn"}
+INSTALL: Final = {"te": "transformer-engine[pytorch]", "flash": "flash-attn"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """attention: the core of every layer. fused: chains of elementwise operations are compiled into one kernel each.
+    graphs: a step is recorded and replayed; what depends on values, as which logits are needed, cannot be in it.
+    """
+
+    attention: AttentionCore = "local"
+    fused: bool = False
+    graphs: bool = False
+
+
+PLAIN: Final = Kernels()
+"""Plain torch: right everywhere, with a key-value cache too."""
+
+
+def kernels_for(gemma: GemmaConfig, trainer: Trainer) -> Kernels:
+    """Raises LaunchError for a core that is asked for and not there, or that cannot compute this model."""
+    if trainer.accelerator == "cpu":
+        if trainer.attention not in ("auto", "local"):
+            raise LaunchError(
+                f"trainer.attention is {trainer.attention!r}, which needs a GPU",
+                hint="trainer.attention='auto'",
+            )
+        return PLAIN
+    if trainer.cuda_graphs and trainer.strategy.pipeline_model_parallel_size > 1:
+        what = "trainer.cuda_graphs is set, and trainer.strategy.pipeline_model_parallel_size is above 1"
+        raise LaunchError(f"{what}: steps of several stages cannot be recorded", hint="trainer.cuda_graphs=False")
+    wanted = trainer.attention
+    if wanted == "auto":
+        wanted = next((core for core in ("flash", "te") if why_not(core, gemma, trainer) is None), "flex")
+    elif (why := why_not(wanted, gemma, trainer)) is not None:
+        raise LaunchError(f"trainer.attention is {wanted!r}, and {why}", hint="trainer.attention='auto'")
+    return Kernels(attention=wanted, fused=trainer.fusion, graphs=trainer.cuda_graphs)
+
+
+def why_not(core: AttentionCore, gemma: GemmaConfig, trainer: Trainer) -> str | None:
+    """What keeps a core from computing this model here, if anything does."""
+    package = PACKAGES.get(core)
+    if package is None:
+        return None
+    if importlib.util.find_spec(package) is None:
+        return f"{package} is not installed: pip install '{INSTALL[core]}'"
+    if trainer.precision == "fp32":
+        return "it computes in bfloat16 alone, where trainer.precision is 'fp32'"
+    if core == "te" and gemma.attn_logit_softcapping is not None:
+        return "Transformer Engine has no cap on attention scores, which this model needs"
+    return None
