@@ -16,9 +16,10 @@ from megatron.core.transformer.module import Float16Module, MegatronModule
 from gemma_models.data import Batch
 from gemma_models.modeling.model import GemmaModel
 from gemma_models.training.recorded import Recorded
-from launcher.errors import DataError
+from launcher.errors import DataError, LaunchError
 
 BEFORE_RECORDING = 3  # steps: what is compiled, and what libraries set up, is there then
+WHOLE = 128  # tokens
 _Loss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -117,8 +118,16 @@ class Stepper(Evaluator):
 
     def _recorded(self, micro_batches: list[Batch]) -> Recorded | None:
         """The recording that does for these, where there are to be recordings."""
-        if not self.model.config.kernels.graphs:
+        kernels = self.model.config.kernels
+        if not kernels.graphs:
             return None
+        length = micro_batches[0]["tokens"].shape[1]
+        if kernels.attention == "te" and length % WHOLE:  # at 32, what it recorded read memory that was not its own
+            raise LaunchError(
+                f"trainer.cuda_graphs is set, and data.seq_length = {length} is no multiple of {WHOLE}, without which "
+                "Transformer Engine's attention cannot be recorded",
+                hint=f"data.seq_length={-(-length // WHOLE) * WHOLE}, or trainer.attention='flex'",
+            )
         self._steps += 1
         if self._graph is None and self._steps > BEFORE_RECORDING:
             self._graph = Recorded(self.model, micro_batches[0], self.device)

@@ -103,7 +103,7 @@ def check_losses(folder: Path) -> None:
     }.items():
         task = recipe(folder, f"losses-{name}", tiny("gemma3_1b"), "none")
         task.trainer.attention, task.trainer.fusion, task.trainer.cuda_graphs = core, fusion, graphs
-        task.trainer.max_steps = 10
+        task.trainer.max_steps, task.data.seq_length = 10, 128
         run.run(task, direct=True)
         lines = (folder / f"losses-{name}" / "metrics.jsonl").read_text().splitlines()
         losses[name] = [json.loads(line)["loss"] for line in lines if "loss" in line]
