@@ -174,7 +174,8 @@ class Conductor:
             elif not job.status.final and job.executor.outlives:
                 with contextlib.suppress(LaunchError):  # its secrets are there still
                     job.executor.end_strays(job.plan)
-                cause = f"{job.executor.describe_place()} had it, and does not know it any more: it never started"
+                end = "how it ended is not known" if job.status is Status.RUNNING else "it never started"
+                cause = f"{job.executor.describe_place()} had it, and does not know it any more: {end}"
                 self._write(job, "failed", rank=None, cause=cause)
             elif not _over(job.status):
                 if job.executor.outlives:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -41,12 +42,13 @@ ADVICE: Final = (
 
 
 def current() -> str | None:
-    """That of `docker`, if somebody has chosen one, or has the socket of one here; None where there is none to ask."""
-    try:
-        _require()
-        found = address()
-    except ExecutorError:
+    """That of `docker`, if somebody has chosen one, or has the socket of one here; None where there is none to ask.
+
+    Raises ExecutorError where the chosen one cannot be read.
+    """
+    if importlib.util.find_spec("docker") is None:
         return None
+    found = address()
     socket = found.removeprefix("unix://")
     return found if socket == found or os.path.exists(socket) else None
 

@@ -426,3 +426,9 @@ def test_what_tls_will_not(gate: Gate, container_lab: ContainerLab, monkeypatch:
     monkeypatch.setenv("DOCKER_CERT_PATH", "/nonexistent")
     with pytest.raises(ExecutorError, match="DOCKER_CERT_PATH is '/nonexistent'"), Engine(None).asked("it"):
         pass
+
+
+def test_prune_does_not_take_a_misspelt_engine_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "shs://gpu-server")
+    done = subprocess.run([COMMAND, "experiment", "prune"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "shs://gpu-server" in done.stderr and "Traceback" not in done.stderr
