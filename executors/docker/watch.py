@@ -94,6 +94,7 @@ class DockerWatch(Watch[DockerJob]):
                 found.append(handle)
                 if not handle.started and not handle.outcome.exists() and not handle.cancelled:
                     self._begin(handle)  # its launcher was killed amidst that, and the others wait for these
+                    own = self._rows().get(handle.key, [])
                 self._end(handle, own)  # here, too: who looks once, and goes, is not to leave them waiting for one
                 self._note(handle, own)
         with self._guard:
