@@ -77,12 +77,15 @@ class SharedLab(ABC):
             for name, alive in self.status().items():
                 print(f"{name:<12}{'runs' if alive else '-'}")
             return
-        with self._users():
+        with self._users() as users:
             if verb == "up":
                 self.up()
                 (self._user_folder / BY_HAND).touch()
+                return
+            (self._user_folder / BY_HAND).unlink(missing_ok=True)
+            if others := [user for user in users if user != BY_HAND]:
+                print(f"processes {', '.join(others)} use it: it goes when they have")
             else:
-                (self._user_folder / BY_HAND).unlink(missing_ok=True)
                 self.down()
 
     @property

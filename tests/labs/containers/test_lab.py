@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+
 from tests.labs.containers.lab import ContainerLab
+from tests.labs.users import ROOT
 
 
 def said(lab: ContainerLab, code: str, *options: str) -> str:
@@ -38,3 +44,10 @@ def test_an_engine_that_crashed_is_started_again(container_lab_alone: ContainerL
     lab.command("rm", "lab-test")
     lab.restart()
     assert said(lab, "print('again')") == "again"
+
+
+def test_who_takes_it_down_by_hand_leaves_it_to_others(container_lab: ContainerLab) -> None:
+    down = [sys.executable, "-m", "tests.labs.containers.lab", "down"]
+    told = subprocess.run(down, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(rf"processes .*\b{os.getpid()}\b.* use it: it goes when they have\n", told)
+    assert container_lab.command("images", "-q", container_lab.image)
