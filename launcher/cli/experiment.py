@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
 
 from launcher.cli.usage import Group
+from launcher.errors import TunnelError
 
 if TYPE_CHECKING:
     from executors.base import Failure
@@ -125,7 +126,7 @@ def logs(experiment: str, rank: int | None, task: str | None, follow: bool) -> N
 
     record = Store().find(experiment)
     found = record.task(task)
-    fetch = fetcher(record, found, rank)
+    fetch = fetcher(record, found, rank) if follow else _as_far_as_it_goes(fetcher(record, found, rank))
     if rank is not None and not follow:
         fetch(False)
         rank_logs(found.files, rank)  # a rank that is not there is an error
@@ -133,6 +134,18 @@ def logs(experiment: str, rank: int | None, task: str | None, follow: bool) -> N
     if not follow and not any(rank_logs(found.files)):
         detail = f": {printable(found.detail)}" if found.detail else ""
         click.echo(f"task {printable(found.name)} is {found.status}{detail}; it has written nothing yet", err=True)
+
+
+def _as_far_as_it_goes(fetch: Callable[[bool], None]) -> Callable[[bool], None]:
+    """Where a place cannot be asked, what came from it before is shown all the same."""
+
+    def reached(last: bool) -> None:
+        try:
+            fetch(last)
+        except TunnelError as error:
+            _warn([f"what is new cannot be had: {error}"])
+
+    return reached
 
 
 @experiment.command()
@@ -191,8 +204,13 @@ def prune() -> None:
     from experiments.pruning import prune as take_away
 
     engine = current()
-    gone = take_away([DockerExecutor(host=engine)] if engine else [], _warn)
-    click.echo("\n".join(f"removed {name}" for name in gone) or "nothing is left of experiments that are over")
+    missed: list[str] = []
+    gone = take_away([DockerExecutor(host=engine)] if engine else [], missed.extend)
+    _warn(missed)
+    otherwise = "nothing is left of experiments that are over" + (", where it could be asked" if missed else "")
+    click.echo("\n".join(f"removed {name}" for name in gone) or otherwise)
+    if missed:
+        raise click.exceptions.Exit(1)
 
 
 def _warn(texts: Sequence[str]) -> None:

@@ -71,3 +71,16 @@ def test_an_engine_that_hangs_for_a_while_is_waited_for(container_lab_alone: Con
 
     [result] = disturbed(lab, pause, 3)
     assert result.value["world"] == 1
+
+
+def test_what_is_known_is_shown_while_the_engine_is_away(container_lab_alone: ContainerLab) -> None:
+    lab = container_lab_alone
+    disturbed(lab, lambda: None, 0.5)
+    lab.stop()
+    for arguments in (("logs", "disturbed"), ("logs", "disturbed", "--rank", "0")):
+        said = CliRunner().invoke(command, ["experiment", *arguments], catch_exceptions=False)
+        assert said.exit_code == 0
+        assert "rank 0 of 1" in said.output and "warning: what is new cannot be had: no engine answers" in said.output
+    pruned = CliRunner().invoke(command, ["experiment", "prune"], catch_exceptions=False)
+    assert pruned.exit_code == 1
+    assert "cannot be asked what it has" in pruned.output and "where it could be asked" in pruned.output
