@@ -98,6 +98,31 @@ def test_the_engine_makes_what_was_asked_for(container_lab: ContainerLab, tmp_pa
     assert host["CapDrop"] == ["NET_RAW"] and host["Sysctls"] == {"net.ipv4.ip_forward": "0"}
 
 
+def test_a_network_that_is_there_and_what_is_the_hosts(container_lab: ContainerLab) -> None:
+    name = f"mine-{secrets.token_hex(4)}"
+    container_lab.command("network", "create", name)
+    try:
+        executor = containers(container_lab, nodes=2, network=name, ipc_mode="host")
+        with run.Experiment("network") as experiment:
+            experiment.add(run.Script(inline='getent hosts "$MASTER_ADDR"; sleep 1'), executor=executor, name="all")
+            with ThreadPoolExecutor(1) as pool:
+                ran = pool.submit(experiment.run, progress=False)
+                until(lambda: len(left(container_lab, experiment.id)) == 3, 30, "its containers and volume")
+                [made] = json.loads(container_lab.command("inspect", f"all.{experiment.id}.1"))
+                ran.result()
+        assert made["HostConfig"]["IpcMode"] == "host"
+        assert list(made["NetworkSettings"]["Networks"]) == [name]
+        assert left(container_lab, experiment.id) == []
+    finally:
+        container_lab.command("network", "rm", name)
+
+
+def test_a_first_process_that_has_no_memory(container_lab: ContainerLab) -> None:
+    """Nobody in the container is left to say why: the engine's own flag does."""
+    with pytest.raises(run.ExperimentFailed, match=r"(?s)was killed for want of memory.*try: memory="):
+        run.run(run.Script(inline="true"), executor=containers(container_lab, memory="6m"))
+
+
 @pytest.mark.parametrize("network", [None, "host"])
 @pytest.mark.parametrize("launcher", [None, "torchrun"])
 def test_two_containers_of_two_tasks_reduce_together(container_lab: ContainerLab, launcher: Any, network: Any) -> None:

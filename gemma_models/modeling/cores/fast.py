@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 
-from gemma_models.modeling.config import GemmaTransformerConfig
 from gemma_models.modeling.cores.local import LocalAttention
 
 
-class FastAttention(torch.nn.Module):
+class FastAttention(LocalAttention, ABC):
     """Attention of whole sequences to themselves. With cached keys, or hidden ones, plain torch computes it."""
-
-    def __init__(
-        self,
-        config: GemmaTransformerConfig,
-        layer_number: int,
-        *args: Any,
-        softmax_scale: float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__()
-        self.plain = LocalAttention(config, layer_number, softmax_scale=softmax_scale)
-        self.window, self.cap, self.scale = self.plain.window, self.plain.cap, self.plain.scale
 
     def forward(
         self,
@@ -35,12 +23,12 @@ class FastAttention(torch.nn.Module):
     ) -> torch.Tensor:
         """As `LocalAttention` has it."""
         if attention_mask is not None or query.shape[0] != key.shape[0]:
-            out: torch.Tensor = self.plain(query, key, value, attention_mask, **kwargs)
-            return out
+            return super().forward(query, key, value, attention_mask, **kwargs)
         return self.attend(query, key, value)
 
+    @abstractmethod
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """The same, with neither."""
 
     @property
     def sees(self) -> tuple[int, int]:
