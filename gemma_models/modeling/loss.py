@@ -33,7 +33,10 @@ def vocabulary_loss(
     (arXiv:2410.10989, section 3.2); logits and their gradient are in the dtype of the weights, everything between them
     in float32.
     """
-    total: torch.Tensor = _VocabularyLoss.apply(hidden, weight, labels, weights, cap, group, fuse)  # type: ignore[no-untyped-call]
+    learns = torch.is_grad_enabled()  # in there it never is
+    total: torch.Tensor = _VocabularyLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, labels, weights, cap, group, fuse, learns
+    )
     return total
 
 
@@ -48,13 +51,14 @@ class _VocabularyLoss(torch.autograd.Function):
         cap: float | None,
         group: dist.ProcessGroup,
         fuse: bool,
+        learns: bool,
     ) -> torch.Tensor:
         size = dist.get_world_size(group)
         labels = labels - dist.get_rank(group) * weight.shape[0]
-        wanted = hidden.requires_grad or weight.requires_grad
+        wanted = learns and (hidden.requires_grad or weight.requires_grad)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         to_hidden = torch.empty_like(hidden) if wanted else None
-        to_weight = torch.zeros_like(weight, dtype=torch.float32) if weight.requires_grad else None
+        to_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted and weight.requires_grad else None
         for start in range(0, len(hidden), ROWS):
             rows = slice(start, start + ROWS)
             logits = hidden[rows] @ weight.t()
@@ -82,7 +86,7 @@ class _VocabularyLoss(torch.autograd.Function):
         to_hidden, to_weight = ctx.saved_tensors
         if to_weight is not None:
             to_weight = fused(_scaled, on=ctx.fuse)(to_weight, scale, ctx.dtype)
-        return to_hidden.mul_(scale), to_weight, None, None, None, None, None
+        return to_hidden.mul_(scale), to_weight, None, None, None, None, None, None
 
 
 def _scaled(total: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

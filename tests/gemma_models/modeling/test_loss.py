@@ -48,3 +48,16 @@ def test_nothing_to_learn_from(group: dist.ProcessGroup) -> None:
     )
     total.backward()
     assert total == 0 and weight.grad is not None and not weight.grad.any()
+
+
+def test_validation_takes_no_gradients(group: dist.ProcessGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*given: object) -> None:
+        raise AssertionError("a gradient was taken")
+
+    monkeypatch.setattr(loss, "_gradient", never)
+    hidden, weight = torch.ones(3, 4), torch.ones(6, 4, requires_grad=True)
+    with torch.no_grad():
+        total = loss.vocabulary_loss(
+            hidden, weight, torch.zeros(3, dtype=torch.int64), torch.ones(3), cap=None, group=group, fuse=False
+        )
+    torch.testing.assert_close(total, 3 * torch.log(torch.tensor(6.0)))
