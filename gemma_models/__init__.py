@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gemma_models.recipes import gemma3_270m as gemma3_270m
     from gemma_models.settings import AutoResume as AutoResume
     from gemma_models.settings import CosineAnnealing as CosineAnnealing
+    from gemma_models.settings import DoRA as DoRA
     from gemma_models.settings import Logger as Logger
     from gemma_models.settings import LoRA as LoRA
     from gemma_models.settings import MegatronOptimizer as MegatronOptimizer
@@ -40,6 +41,7 @@ _HOMES = {
     "settings": (
         "AutoResume",
         "CosineAnnealing",
+        "DoRA",
         "LoRA",
         "Logger",
         "MegatronOptimizer",

@@ -18,10 +18,24 @@ AttentionCore = Literal["auto", "local", "te", "flash", "flex"]
 
 @dataclass(kw_only=True)
 class MegatronStrategy:
-    """How the model is spread over processes; the data-parallel size is what remains of the world size."""
+    """How the model is spread over processes; the data-parallel size is what remains of the world size.
+
+    Pipeline stages share the layers as evenly as they can, or as ``pipeline_model_parallel_layout`` says: layers of
+    each stage, with ``virtual_pipeline_model_parallel_size`` of the first chunk of every stage, then of the second.
+    ``context_parallel_size`` splits each sequence; ``sequence_parallel`` splits it over the tensor-parallel ranks
+    between their matrix products. ``use_distributed_optimizer`` keeps a part of master weights and moments on each
+    data-parallel rank; gradients can then be reduced while they are computed, and weights gathered while they are used.
+    """
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    pipeline_model_parallel_layout: list[int] | None = None
+    context_parallel_size: int = 1
+    sequence_parallel: bool = False
+    use_distributed_optimizer: bool = False
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
 
 
 @dataclass(kw_only=True)
@@ -36,6 +50,8 @@ class Trainer:
     installed and fits. ``fusion`` compiles chains of elementwise operations, on a GPU, which takes a C compiler there.
     ``cuda_graphs`` records a step and replays it, so that the GPU does not wait for Python; logits of all tokens are
     made then, so it is for data whose every token counts, in one pipeline stage.
+    ``recompute_granularity`` saves memory by computing again in the backward pass what the forward pass had:
+    attention's scores ("selective"), or whole layers ("full").
     """
 
     max_steps: int
@@ -46,6 +62,7 @@ class Trainer:
     attention: AttentionCore = "auto"
     fusion: bool = True
     cuda_graphs: bool = False
+    recompute_granularity: Literal["selective", "full"] | None = None
     val_check_interval: int | None = None
     limit_val_batches: int | None = None
     log_every_n_steps: int = 1
@@ -105,6 +122,16 @@ class LoRA:
     dim: int = 32
     alpha: float = 32.0
     dropout: float = 0.0
+
+
+@dataclass(kw_only=True)
+class DoRA(LoRA):
+    """Weight-decomposed adapters (arXiv:2402.09353): LoRA's direction, and a trained magnitude for each output.
+
+    Its ``alpha`` is twice LoRA's, as both Megatron-Bridge and NeMo have it.
+    """
+
+    alpha: float = 64.0
 
 
 @dataclass(kw_only=True)
