@@ -99,7 +99,7 @@ def ours(
         ddp = wrap(model.cuda())
         optim = MegatronOptimizer(config=OptimizerConfig(lr=1e-5), lr_scheduler=CosineAnnealing())
         optimizer, _ = build_optimizer(ddp, optim, trainer)
-        stepper = Stepper(ddp, optimizer, device)
+        stepper = Stepper(ddp, optimizer, device, SEQUENCE)
         ids = tokens_of(gemma, rows)
         batch = {
             "tokens": ids[:, :-1].contiguous(),

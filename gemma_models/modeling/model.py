@@ -28,7 +28,8 @@ class GemmaModel(GPTModel):
 
     Called with ``input_ids`` and ``position_ids``, int64 (b, s), it returns logits (b, s, vocab / TP), or with
     ``labels``, int64 (b, s), the loss of each token in nats, float32 (b, s). With ``loss_mask``, float32 (b, s), it is
-    the sum of the losses times that, a float32 scalar, and no logits are made where it is 0.
+    the sum of the losses times that, a float32 scalar, and no logits are made where it is 0. Rows have the same
+    positions; with ``packed_seq_params``, a `PackedRow`, there is one row of documents that do not see each other.
     """
 
     config: GemmaTransformerConfig
@@ -66,7 +67,11 @@ class GemmaModel(GPTModel):
     ) -> Any:
         if self.pre_process and decoder_input is None:
             decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids) * self.embedding_scale
-        return super()._preprocess(input_ids, position_ids, decoder_input=decoder_input, **kwargs)
+        hidden, tables, *others = super()._preprocess(input_ids, position_ids, decoder_input=decoder_input, **kwargs)
+        if kwargs.get("inference_context") is None:  # which takes its positions out of the tables itself
+            # Of one row: those of a packed one start again with each document, several have the same ones.
+            tables = tables[:, position_ids[0]]
+        return hidden, tables, *others
 
     def _postprocess(
         self,

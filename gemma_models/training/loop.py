@@ -78,7 +78,7 @@ def fit(
         if newest is not None:
             restore_training(newest, model, optimizer, adapters=lora is not None)
             scheduler.step(increment=start)
-        stepper = Stepper(ddp, optimizer, device)
+        stepper = Stepper(ddp, optimizer, device, data.seq_length)
         dp = {
             "dp_rank": parallel_state.get_data_parallel_rank(),
             "dp_size": parallel_state.get_data_parallel_world_size(),

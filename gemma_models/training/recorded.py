@@ -7,6 +7,21 @@ from typing import Any
 import torch
 
 from gemma_models.data import Batch
+from gemma_models.modeling.packed import packed_row
+
+
+def output_of(model: Any, batch: Batch, seq_length: int) -> torch.Tensor:
+    """The sum of a micro-batch's losses, or on another stage than the last what the next one takes."""
+    bounds = batch.get("cu_seqlens")
+    output: torch.Tensor = model(
+        batch["tokens"],
+        batch["position_ids"],
+        None,
+        labels=batch["labels"],
+        loss_mask=batch["loss_mask"],
+        packed_seq_params=None if bounds is None else packed_row(bounds, seq_length),
+    )
+    return output
 
 
 class Recorded:
@@ -15,18 +30,12 @@ class Recorded:
     What is recorded must have run before, on the stream that is current now, which must not be the default one.
     """
 
-    def __init__(self, model: Any, batch: Batch, device: torch.device) -> None:
+    def __init__(self, model: Any, batch: Batch, device: torch.device, seq_length: int) -> None:
         self.inputs = {name: tensor.to(device) for name, tensor in batch.items()}
         self.graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
-            total = model(
-                self.inputs["tokens"],
-                self.inputs["position_ids"],
-                None,
-                labels=self.inputs["labels"],
-                loss_mask=self.inputs["loss_mask"],
-            )
+            total = output_of(model, self.inputs, seq_length)
             total.backward()
             self.sums = torch.stack([total.detach(), self.inputs["loss_mask"].sum()])
         torch.cuda.synchronize()

@@ -15,7 +15,7 @@ from megatron.core.transformer.module import Float16Module, MegatronModule
 
 from gemma_models.data import Batch
 from gemma_models.modeling.model import GemmaModel
-from gemma_models.training.recorded import Recorded
+from gemma_models.training.recorded import Recorded, output_of
 from launcher.errors import DataError, LaunchError
 
 BEFORE_RECORDING = 3  # steps: what is compiled, and what libraries set up, is there then
@@ -46,8 +46,8 @@ def first(batches: Iterable[Batch], limit: int | None) -> Iterable[Batch]:
 class Evaluator:
     """Takes losses on this rank's stage of a model that `cast` or `wrap` made."""
 
-    def __init__(self, model: MegatronModule, device: torch.device) -> None:
-        self.model, self.device = model, device
+    def __init__(self, model: MegatronModule, device: torch.device, seq_length: int) -> None:
+        self.model, self.device, self.seq_length = model, device, seq_length
         self.schedule = get_forward_backward_func()
 
     @torch.no_grad()
@@ -89,17 +89,14 @@ class Evaluator:
 
     def _forward(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Any]:
         batch = next(batches)
-        output = model(
-            batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"]
-        )
-        return output, partial(_counted, batch["loss_mask"])
+        return output_of(model, batch, self.seq_length), partial(_counted, batch["loss_mask"])
 
 
 class Stepper(Evaluator):
     """Runs steps as well."""
 
-    def __init__(self, model: DistributedDataParallel, optimizer: Any, device: torch.device) -> None:
-        super().__init__(model, device)
+    def __init__(self, model: DistributedDataParallel, optimizer: Any, device: torch.device, seq_length: int) -> None:
+        super().__init__(model, device, seq_length)
         self.optimizer = optimizer
         model.config.grad_scale_func = optimizer.scale_loss
         model.config.no_sync_func = model.no_sync
@@ -130,7 +127,7 @@ class Stepper(Evaluator):
             )
         self._steps += 1
         if self._graph is None and self._steps > BEFORE_RECORDING:
-            self._graph = Recorded(self.model, micro_batches[0], self.device)
+            self._graph = Recorded(self.model, micro_batches[0], self.device, self.seq_length)
             self.model.zero_grad_buffer()  # of what ran before it was recorded nothing is left
         if self._graph is not None and all(map(self._graph.fits, micro_batches)):
             return self._graph

@@ -51,7 +51,8 @@ def measure(
         batches = data.validation_batches(
             dp_rank=parallel_state.get_data_parallel_rank(), dp_size=parallel_state.get_data_parallel_world_size()
         )
-        loss, tokens = Evaluator(cast(model), device).validate(first(batches, trainer.limit_val_batches))
+        evaluator = Evaluator(cast(model), device, data.seq_length)
+        loss, tokens = evaluator.validate(first(batches, trainer.limit_val_batches))
         # Without a launcher nothing is written: the metrics in the run's own folder are those of its training.
         writes = dist.get_rank() == 0 and JOB_DIR in os.environ
         with contextlib.closing(MetricsWriter(log, enabled=writes)) as metrics:

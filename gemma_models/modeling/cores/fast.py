@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from gemma_models.modeling.cores.local import LocalAttention
+from gemma_models.modeling.packed import PackedRow
 
 
 class FastAttention(LocalAttention, ABC):
-    """Attention of whole sequences to themselves. With cached keys, or hidden ones, plain torch computes it."""
+    """Attention whose queries are the last ones of the keys. With hidden keys, plain torch computes it."""
 
     def forward(
         self,
@@ -19,16 +20,19 @@ class FastAttention(LocalAttention, ABC):
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        packed_seq_params: PackedRow | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """As `LocalAttention` has it."""
-        if attention_mask is not None or query.shape[0] != key.shape[0]:
-            return super().forward(query, key, value, attention_mask, **kwargs)
-        return self.attend(query, key, value)
+        if attention_mask is not None:
+            return super().forward(query, key, value, attention_mask, packed_seq_params, **kwargs)
+        return self.attend(query, key, value, packed_seq_params)
 
     @abstractmethod
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The same, with neither."""
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: PackedRow | None
+    ) -> torch.Tensor:
+        """The same, without a mask."""
 
     @property
     def sees(self) -> tuple[int, int]:

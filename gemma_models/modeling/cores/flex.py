@@ -1,4 +1,4 @@
-"""Attention by torch's FlexAttention (arXiv:2412.05496), compiled for a cap and a window."""
+"""Attention by torch's FlexAttention (arXiv:2412.05496), compiled for a cap, a window and documents."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from gemma_models.modeling.cores.fast import FastAttention
 from gemma_models.modeling.cores.local import softcap
+from gemma_models.modeling.packed import PackedRow
 
 
 class FlexAttention(FastAttention):
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: PackedRow | None
+    ) -> torch.Tensor:
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        seen = _seen(query.shape[0], self.window, query.device)
-        out = _compiled()(
+        lengths = (query.shape[0], key.shape[0])
+        if row is None:
+            seen = _seen(*lengths, self.window, query.device)
+        else:
+            seen = row.once(("seen", self.window), lambda: _seen_in_row(*lengths, self.window, row))
+        out = _compiled(flex_attention)(
             q,
             k,
             v,
@@ -30,8 +37,8 @@ class FlexAttention(FastAttention):
 
 
 @cache
-def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=False)
+def _compiled(function: Any) -> Any:
+    return torch.compile(function, dynamic=False)
 
 
 @cache
@@ -40,8 +47,25 @@ def _capped(cap: float | None) -> Any:
 
 
 @cache
-def _seen(length: int, window: int | None, device: torch.device) -> Any:
-    def near(batch: Any, head: Any, query: Any, key: Any) -> Any:
-        return (query >= key) if window is None else (query >= key) & (query - key < window)
+def _seen(queries: int, keys: int, window: int | None, device: torch.device) -> Any:
+    return create_block_mask(_near(keys - queries, window), None, None, queries, keys, device=device)
 
-    return create_block_mask(near, None, None, length, length, device=device)
+
+def _seen_in_row(queries: int, keys: int, window: int | None, row: PackedRow) -> Any:
+    near, (of_query, of_key) = _near(keys - queries, window), row.documents(queries, keys)
+
+    def together(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return near(batch, head, query, key) & (of_query[query] == of_key[key])
+
+    # Made anew for every row: compiled, so that it never is a matrix of queries and keys.
+    return _compiled(create_block_mask)(together, None, None, queries, keys, device=of_key.device)
+
+
+def _near(ahead: int, window: int | None) -> Any:
+    """What a query sees, ``ahead`` keys being before the first one's own."""
+
+    def near(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        place = query + ahead
+        return (place >= key) if window is None else (place >= key) & (place - key < window)
+
+    return near

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from gemma_models.modeling.config import GemmaTransformerConfig
+from gemma_models.modeling.packed import PackedRow
 
 
 def softcap(x: torch.Tensor, cap: float) -> torch.Tensor:
@@ -43,12 +44,14 @@ class LocalAttention(torch.nn.Module):
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        packed_seq_params: PackedRow | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Attend. Shapes: query (sq, b, heads, d), key and value (sk, b, groups, d), all of one dtype.
 
         ``attention_mask``, bool (b, 1, 1, >= sk), hides the keys where it is True, as Megatron's masks do: the padding
-        on the left of a batch that generates. Returns (sq, b, heads * d).
+        on the left of a batch that generates. ``packed_seq_params`` hides all documents but a query's own (b is 1).
+        Returns (sq, b, heads * d).
         """
         sq, batch, heads, dim = query.shape
         sk, _, groups, _ = key.shape
@@ -60,6 +63,9 @@ class LocalAttention(torch.nn.Module):
         if self.cap is not None:
             scores = softcap(scores, self.cap)
         hidden = _out_of_sight(sq, sk, self.window, query.device)
+        if packed_seq_params is not None:
+            of_query, of_key = packed_seq_params.documents(sq, sk)
+            hidden = hidden | (of_query[:, None] != of_key[None, :])
         if attention_mask is not None:
             hidden = hidden | attention_mask[..., :sk].unsqueeze(1)
         # The lowest finite value, not -inf: a row of padding alone must stay a number.
