@@ -22,7 +22,7 @@ from gemma_models.architectures import ARCHITECTURES, GemmaConfig
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.kernels import kernels_for
 from gemma_models.modeling.model import build_model
-from gemma_models.peft.lora import apply_lora
+from gemma_models.peft.adapters import apply_adapters
 from gemma_models.settings import AttentionCore, CosineAnnealing, LoRA, MegatronOptimizer, OptimizerConfig, Trainer
 from gemma_models.training.optimizer import build_optimizer
 from gemma_models.training.parallel import parallel_context
@@ -95,7 +95,7 @@ def ours(
         config = transformer_config(gemma, trainer.strategy, precision="bf16", accelerator="gpu", kernels=kernels)
         model = build_model(config)
         if lora is not None:
-            apply_lora(model, lora)
+            apply_adapters([model], lora)
         ddp = wrap(model.cuda())
         optim = MegatronOptimizer(config=OptimizerConfig(lr=1e-5), lr_scheduler=CosineAnnealing())
         optimizer, _ = build_optimizer(ddp, optim, trainer)

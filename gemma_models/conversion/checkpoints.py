@@ -12,7 +12,7 @@ from gemma_models.conversion.safetensors_io import dtype_of, write_hf_weights
 from gemma_models.conversion.weights import hf_tensors, load_hf_weights
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.model import build_model
-from gemma_models.peft.lora import merge_lora
+from gemma_models.peft.adapters import merge_adapters
 from gemma_models.settings import MegatronStrategy
 from gemma_models.training.checkpoints import CheckpointInfo, model_tensors, read_info, write_checkpoint
 from gemma_models.training.parallel import parallel_context
@@ -43,7 +43,7 @@ def export_hf(source: Path, output: Path, base: Path | None) -> Path:
     info = read_info(source)
     with parallel_context(MegatronStrategy(), accelerator="cpu"):
         model, assets = load_trained(source, accelerator="cpu", precision=info.precision, base=base)
-        merge_lora(model)
+        merge_adapters(model)
         partial = output.with_name(f".{output.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.module import MegatronModule
 
-from gemma_models.layout import check_adapters
 from gemma_models.settings import LoRA
-from launcher.errors import ConfigError
 
 
 class LoRALinear(MegatronModule):
@@ -29,39 +31,52 @@ class LoRALinear(MegatronModule):
     def __init__(self, base: ColumnParallelLinear | RowParallelLinear, lora: LoRA, *, gated: bool) -> None:
         config: TransformerConfig = copy.copy(base.config)
         config.perform_initialization = True  # also on a base whose weights were loaded
+        config.sequence_parallel = False  # the sequence is put together, and split again, around the adapter
         super().__init__(config=config)
         self.base = base
         self.gated = gated
+        self.by_rows = isinstance(base, ColumnParallelLinear)
         self.scale = lora.alpha / lora.dim
         self.dropout = torch.nn.Dropout(lora.dropout)
         options = {"config": config, "bias": False, "skip_bias_add": True}
-        if isinstance(base, RowParallelLinear):
-            self.adapter_in = RowParallelLinear(
-                base.input_size, lora.dim, input_is_parallel=True, init_method=torch.nn.init.xavier_normal_, **options
-            )
-        else:
+        if self.by_rows:
             self.adapter_in = ColumnParallelLinear(
                 base.input_size, lora.dim, gather_output=True, init_method=torch.nn.init.xavier_normal_, **options
             )
+        else:
+            self.adapter_in = RowParallelLinear(
+                base.input_size, lora.dim, input_is_parallel=True, init_method=torch.nn.init.xavier_normal_, **options
+            )
         self.adapter_out = ColumnParallelLinear(
-            lora.dim,
-            base.output_size,
-            gather_output=isinstance(base, RowParallelLinear),
-            init_method=torch.nn.init.zeros_,
-            **options,
+            lora.dim, base.output_size, gather_output=not self.by_rows, init_method=torch.nn.init.zeros_, **options
         )
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         output, bias = self.base(x)
-        low, _ = self.adapter_in(self.dropout(x))
-        delta, _ = self.adapter_out(low)
-        return output + self.scale * delta, bias
+        return output + self.low_rank(self.dropout(x)), bias
+
+    def low_rank(self, x: torch.Tensor) -> torch.Tensor:
+        """``scale * B A x``, split over ranks as the layer's own output is."""
+        if self.base.sequence_parallel and self.by_rows:
+            x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False)
+        low, _ = self.adapter_in(x)
+        high, _ = self.adapter_out(low)
+        if self.base.sequence_parallel and not self.by_rows:
+            high = scatter_to_sequence_parallel_region(high)
+        return self.scale * high
+
+    @torch.no_grad()
+    def weight(self) -> torch.Tensor:
+        """This rank's part of ``W + scale * B A``, in float32; every tensor-parallel rank calls it."""
+        a, b = self.adapter_in.weight, self.adapter_out.weight
+        # One of them is split along what the product sums over.
+        a, b = (_gathered(a), b) if self.by_rows else (a, _gathered(b))
+        return self.base.weight.float() + self.scale * (b.float() @ a.float())
 
     @torch.no_grad()
     def merged(self) -> ColumnParallelLinear | RowParallelLinear:
-        """The layer with ``scale * B A`` added to its weight, computed in float32; on a single tensor-parallel rank."""
-        delta = self.adapter_out.weight.float() @ self.adapter_in.weight.float()
-        self.base.weight.copy_(self.base.weight.float() + self.scale * delta)
+        """The layer, with the adapter in its weight; every tensor-parallel rank calls it."""
+        self.base.weight.copy_(self.weight())
         return self.base
 
     def sharded_state_dict(
@@ -76,49 +91,9 @@ class LoRALinear(MegatronModule):
         return state
 
 
-def apply_lora(model: torch.nn.Module, lora: LoRA) -> None:
-    """Freeze the model and put an adapter on every linear layer that ``lora.target_modules`` names.
-
-    Raises ConfigError where a target matches nothing, or where the adapter cannot be split as the layer is.
-    """
-    check_adapters(lora)
-    for parameter in model.parameters():
-        parameter.requires_grad = False
-    unmatched = set(lora.target_modules)
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, ColumnParallelLinear | RowParallelLinear) and name != "output_layer"
-    }
-    tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
-    if lora.dim % tensor_parallel:
-        raise ConfigError(
-            f"peft.dim = {lora.dim} is not a multiple of trainer.strategy.tensor_model_parallel_size = "
-            f"{tensor_parallel}",
-            hint=f"peft.dim={-(-lora.dim // tensor_parallel) * tensor_parallel}",
-        )
-    for name, linear in linears.items():
-        matching = {target for target in lora.target_modules if matches(target, name)}
-        unmatched -= matching
-        if matching:
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, LoRALinear(linear, lora, gated=last == "linear_fc1"))
-    if unmatched:
-        kinds = sorted({name.rpartition(".")[2] for name in linears})
-        raise ConfigError(
-            f"peft.target_modules: {', '.join(sorted(unmatched))} matches no linear layer",
-            hint=f"name some of {', '.join(kinds)}, or wildcards over full names as in '*.layers.0.*.{kinds[0]}'",
-        )
-
-
-def matches(target: str, name: str) -> bool:
-    """Whether a target (a layer's last name, or a wildcard over its full one) means the layer of this full name."""
-    return fnmatch.fnmatchcase(name, target) or name.rpartition(".")[2] == target
-
-
-def merge_lora(model: torch.nn.Module) -> None:
-    """Fold every adapter into the weight that it stands on, and take it away."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoRALinear):
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, module.merged())
+def _gathered(weight: torch.Tensor) -> torch.Tensor:
+    """The tensor-parallel ranks' rows, one below the other."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    parts = [torch.empty_like(weight) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, weight.contiguous(), group=group)
+    return torch.cat(parts)

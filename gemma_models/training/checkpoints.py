@@ -32,17 +32,19 @@ from torch.distributed.checkpoint import CheckpointException
 from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.assets import write_assets
 from gemma_models.modeling.model import GemmaModel
-from gemma_models.settings import LoRA
+from gemma_models.settings import DoRA, LoRA
 from launcher.errors import CheckpointError
 
 VERSION = 1
 _STEP = re.compile(r"step_(\d{7,})$")
+_ADAPTERS = {kind.__name__: kind for kind in (LoRA, DoRA)}
 _OPTIMIZER_LAYOUT = {"chained_optim_avoid_prefix": True}
 
 
 @dataclass(kw_only=True)
 class CheckpointInfo:
-    """What checkpoint.json says. ``base`` is the checkpoint that adapters stand on; ``run`` whose training it is.
+    """What checkpoint.json says. ``base`` is the checkpoint that adapters (``lora``, LoRA or DoRA) stand on; ``run`` whose
+    training it is.
 
     ``files`` holds the size in bytes of each file in weights/, by which a damaged copy is known before it is read.
     """
@@ -57,7 +59,10 @@ class CheckpointInfo:
     files: dict[str, int] = field(default_factory=dict)
 
     def dump(self) -> str:
-        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=2)
+        values = dataclasses.asdict(self)
+        if self.lora is not None:
+            values["lora"]["kind"] = type(self.lora).__name__
+        return json.dumps({"version": VERSION, **values}, indent=2)
 
 
 def read_info(folder: Path) -> CheckpointInfo:
@@ -73,7 +78,10 @@ def read_info(folder: Path) -> CheckpointInfo:
             )
         gemma = GemmaConfig(**values.pop("gemma"))
         lora = values.pop("lora")
-        return CheckpointInfo(gemma=gemma, lora=None if lora is None else LoRA(**lora), **values)
+        if lora is not None:
+            kind = _ADAPTERS[lora.pop("kind", "LoRA")]  # a checkpoint that does not say is older than DoRA
+            lora = kind(**lora)
+        return CheckpointInfo(gemma=gemma, lora=lora, **values)
     except FileNotFoundError:
         raise CheckpointError(
             f"there is no checkpoint in {folder}",

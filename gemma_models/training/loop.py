@@ -20,7 +20,7 @@ from gemma_models.data import Batch, DataModule
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.kernels import kernels_for
 from gemma_models.modeling.model import GemmaModel, build_model
-from gemma_models.peft.lora import apply_lora
+from gemma_models.peft.adapters import apply_adapters
 from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
 from gemma_models.training.checkpoints import (
     CheckpointInfo,
@@ -190,5 +190,5 @@ def _prepare_model(
     if resume.restore_config is not None and (lora is not None or not resuming):
         load_base(model, resume.restore_config)
     if lora is not None:
-        apply_lora(model, lora)
+        apply_adapters([model], lora)
     return model.cuda() if trainer.accelerator == "gpu" else model

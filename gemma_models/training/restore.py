@@ -13,7 +13,7 @@ from gemma_models.conversion.hf_config import read_hf_config
 from gemma_models.conversion.weights import load_hf_weights
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.model import GemmaModel, build_model
-from gemma_models.peft.lora import apply_lora
+from gemma_models.peft.adapters import apply_adapters
 from gemma_models.settings import AutoResume, LoRA, MegatronStrategy, RestoreConfig
 from gemma_models.training.checkpoints import CheckpointInfo, load_model, read_info, steps
 from launcher.errors import CheckpointError
@@ -169,7 +169,7 @@ def load_trained(
     model = build_model(config)
     load_base(model, RestoreConfig(path=weights))
     if lora is not None:
-        apply_lora(model, lora)
+        apply_adapters([model], lora)
         load_model(model, folder, adapters=True)
     return model.cuda() if accelerator == "gpu" else model, assets_in(folder)
 

@@ -13,7 +13,8 @@ import torch
 import launcher as run
 from gemma_models import export_checkpoint, gemma3_1b
 from gemma_models.data import MockData
-from gemma_models.peft.lora import LoRALinear, merge_lora
+from gemma_models.peft.adapters import merge_adapters
+from gemma_models.peft.lora import LoRALinear
 from gemma_models.settings import MegatronStrategy
 from gemma_models.training.parallel import parallel_context
 from gemma_models.training.restore import load_trained
@@ -83,7 +84,7 @@ def test_merging_keeps_the_function(trained: Path) -> None:
     with parallel_context(MegatronStrategy(), accelerator="cpu"), torch.no_grad():
         model, _ = load_trained(trained, accelerator="cpu", precision="fp32")
         before = logits(model.eval(), IDS)
-        merge_lora(model)
+        merge_adapters(model)
         assert not any(isinstance(module, LoRALinear) for module in model.modules())
         assert (logits(model, IDS) - before).abs().max() <= TOLERANCE
 

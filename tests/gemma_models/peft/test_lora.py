@@ -13,7 +13,8 @@ import launcher
 from gemma_models.architectures import GemmaConfig
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.model import GemmaModel, build_model
-from gemma_models.peft.lora import LoRALinear, apply_lora, matches, merge_lora
+from gemma_models.peft.adapters import apply_adapters, matches, merge_adapters
+from gemma_models.peft.lora import LoRALinear
 from gemma_models.settings import LoRA, MegatronStrategy
 from gemma_models.training.parallel import parallel_context
 from gemma_models.training.restore import load_trained
@@ -68,14 +69,14 @@ def fill(model: GemmaModel) -> None:
 )  # fmt: skip
 def test_targets(targets: list[str], expected: list[str]) -> None:
     built = model()
-    apply_lora(built, LoRA(target_modules=targets, dim=4))
+    apply_adapters([built], LoRA(target_modules=targets, dim=4))
     assert sorted(adapted(built)) == sorted(expected)
     assert not matches("linear_fc", "decoder.layers.0.mlp.linear_fc1")
 
 
 def test_a_target_that_matches_nothing_names_the_layers() -> None:
     with pytest.raises(ConfigError) as raised:
-        apply_lora(model(), LoRA(target_modules=["linear_qkv", "q_proj", "*.layers.7.*"]))
+        apply_adapters([model()], LoRA(target_modules=["linear_qkv", "q_proj", "*.layers.7.*"]))
     text = str(raised.value)
     assert "peft.target_modules: *.layers.7.*, q_proj matches no linear layer" in text
     assert f"try: name some of {', '.join(ALL)}, or wildcards over full names" in text
@@ -91,13 +92,13 @@ def test_a_target_that_matches_nothing_names_the_layers() -> None:
 )
 def test_settings_out_of_range(lora: LoRA, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        apply_lora(model(), lora)
+        apply_adapters([model()], lora)
 
 
 def test_a_new_adapter_changes_nothing_and_alone_learns() -> None:
     built = model()
     before = logits(built)
-    apply_lora(built, LoRA(dim=4, alpha=8.0))
+    apply_adapters([built], LoRA(dim=4, alpha=8.0))
     assert torch.equal(logits(built), before)
     for name, parameter in built.named_parameters():
         assert parameter.requires_grad == (".adapter_" in name)
@@ -113,7 +114,7 @@ def test_a_new_adapter_changes_nothing_and_alone_learns() -> None:
 def test_the_adapter_is_scaled_by_alpha_over_dim() -> None:
     built = model()
     linear = built.decoder.layers[0].self_attention.linear_qkv
-    apply_lora(built, LoRA(dim=4, alpha=12.0))
+    apply_adapters([built], LoRA(dim=4, alpha=12.0))
     fill(built)
     lora = built.decoder.layers[0].self_attention.linear_qkv
     x = torch.randn(3, 1, SMALLEST.hidden_size)
@@ -125,12 +126,12 @@ def test_the_adapter_is_scaled_by_alpha_over_dim() -> None:
 def test_merging_changes_nothing(gemma: GemmaConfig) -> None:
     built = model(gemma)
     base = logits(built)
-    apply_lora(built, LoRA(dim=4, alpha=8.0, dropout=0.5))
+    apply_adapters([built], LoRA(dim=4, alpha=8.0, dropout=0.5))
     fill(built)
     with torch.no_grad():
         adapters = logits(built)
         names = {name for name, _ in model(gemma).named_parameters()}
-        merge_lora(built)
+        merge_adapters(built)
         assert adapted(built) == []
         assert {name for name, _ in built.named_parameters()} == names
         torch.testing.assert_close(logits(built), adapters, atol=5e-5, rtol=0)
@@ -139,7 +140,7 @@ def test_merging_changes_nothing(gemma: GemmaConfig) -> None:
 
 def test_dropout_is_for_training() -> None:
     built = model()
-    apply_lora(built, LoRA(dim=4, dropout=0.5))
+    apply_adapters([built], LoRA(dim=4, dropout=0.5))
     fill(built)
     with torch.no_grad():
         assert torch.equal(logits(built), logits(built))
