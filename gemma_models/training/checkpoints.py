@@ -43,8 +43,8 @@ _OPTIMIZER_LAYOUT = {"chained_optim_avoid_prefix": True}
 
 @dataclass(kw_only=True)
 class CheckpointInfo:
-    """What checkpoint.json says. ``base`` is the checkpoint that adapters (``lora``, LoRA or DoRA) stand on; ``run`` whose
-    training it is.
+    """What checkpoint.json says. ``base`` is the checkpoint that ``lora``'s adapters stand on; ``run`` whose training
+    it is.
 
     ``files`` holds the size in bytes of each file in weights/, by which a damaged copy is known before it is read.
     """
