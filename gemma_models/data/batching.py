@@ -18,12 +18,28 @@ if TYPE_CHECKING:
     import torch
 
 # tokens, labels (the next token of each), position_ids: int64; loss_mask: float32, 1 where the label counts.
-# All (micro_batch_size, seq_length); padding is on the right, with id 0 and loss_mask 0.
+# All (micro_batch_size, seq_length); padding is on the right, with id 0 and loss_mask 0. position_ids are the same in
+# every row.
+# Of packed documents all rows are one, (1, micro_batch_size x seq_length), position_ids start again with each document,
+# and cu_seqlens, int32 (n + 1), is where each begins, padding being one as well, and the row's end, repeated so that it
+# has one length in all batches. No document is on both sides of a multiple of seq_length.
 Batch: TypeAlias = "dict[str, torch.Tensor]"
+Collate: TypeAlias = "Callable[[Sequence[Any], int, int], Batch]"  # of samples, rows and seq_length
+
+
+class Samples(Protocol):
+    """What training takes one after another, by number: examples, or rows of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Any: ...
 
 
 class DataModule(Protocol):
-    """What training asks of its data. `seq_length` is in tokens, the batch sizes in sequences."""
+    """What training asks of its data. `seq_length` is in tokens, the batch sizes in sequences of that length.
+
+    One that packs may have `packing_efficiency`, a float: which share of its training tokens is no padding.
+    """
 
     seq_length: int
     micro_batch_size: int
@@ -69,8 +85,31 @@ def shuffled(samples: int, seed: int) -> Callable[[int], int]:
     return index
 
 
+def collate(examples: Sequence[Example], rows: int, seq_length: int) -> Batch:
+    """Examples of at most `seq_length` + 1 tokens as tensors of `rows` rows; rows without an example are padding."""
+    import torch
+
+    batch = {
+        "tokens": torch.zeros(rows, seq_length, dtype=torch.int64),
+        "labels": torch.zeros(rows, seq_length, dtype=torch.int64),
+        "loss_mask": torch.zeros(rows, seq_length, dtype=torch.float32),
+        "position_ids": torch.arange(seq_length).repeat(rows, 1),
+    }
+    for row, example in enumerate(examples):
+        length = len(example.tokens) - 1
+        batch["tokens"][row, :length] = torch.tensor(example.tokens[:-1])
+        batch["labels"][row, :length] = torch.tensor(example.tokens[1:])
+        batch["loss_mask"][row, :length] = torch.tensor(example.learned[1:], dtype=torch.float32)
+    return batch
+
+
+def real_tokens(batch: Batch) -> int:
+    """How many of a batch's tokens are no padding."""
+    return int(((batch["tokens"] != 0) | (batch["loss_mask"] != 0)).sum())
+
+
 def stream(
-    sample: Callable[[int], Example],
+    sample: Callable[[int], Any],
     *,
     start_step: int,
     dp_rank: int,
@@ -78,6 +117,7 @@ def stream(
     micro_batch_size: int,
     global_batch_size: int,
     seq_length: int,
+    collate: Collate = collate,
 ) -> Iterator[list[Batch]]:
     """The steps' micro-batches, `sample` giving what stands at a position of the endless stream. Checks first."""
     if min(micro_batch_size, global_batch_size) < 1 or global_batch_size % (micro_batch_size * dp_size):
@@ -104,27 +144,16 @@ def stream(
 
 
 def one_pass(
-    examples: Sequence[Example], *, dp_rank: int, dp_size: int, micro_batch_size: int, seq_length: int
+    samples: Samples,
+    *,
+    dp_rank: int,
+    dp_size: int,
+    micro_batch_size: int,
+    seq_length: int,
+    collate: Collate = collate,
 ) -> Iterator[Batch]:
-    """Every example once over all ranks, in order. The last batches are filled with rows that do not count."""
-    for first in range(0, len(examples), micro_batch_size * dp_size):
-        mine = first + dp_rank * micro_batch_size
-        yield collate(examples[mine : mine + micro_batch_size], micro_batch_size, seq_length)
-
-
-def collate(examples: Sequence[Example], rows: int, seq_length: int) -> Batch:
-    """Examples of at most `seq_length` + 1 tokens as tensors of `rows` rows; rows without an example are padding."""
-    import torch
-
-    batch = {
-        "tokens": torch.zeros(rows, seq_length, dtype=torch.int64),
-        "labels": torch.zeros(rows, seq_length, dtype=torch.int64),
-        "loss_mask": torch.zeros(rows, seq_length, dtype=torch.float32),
-        "position_ids": torch.arange(seq_length).repeat(rows, 1),
-    }
-    for row, example in enumerate(examples):
-        length = len(example.tokens) - 1
-        batch["tokens"][row, :length] = torch.tensor(example.tokens[:-1])
-        batch["labels"][row, :length] = torch.tensor(example.tokens[1:])
-        batch["loss_mask"][row, :length] = torch.tensor(example.learned[1:], dtype=torch.float32)
-    return batch
+    """Every sample once over all ranks, in order. The last batches are filled with rows that do not count."""
+    for first in range(0, len(samples), micro_batch_size * dp_size):
+        mine = range(first + dp_rank * micro_batch_size, first + (dp_rank + 1) * micro_batch_size)
+        part = [samples[number] for number in mine if number < len(samples)]
+        yield collate(part, micro_batch_size, seq_length)

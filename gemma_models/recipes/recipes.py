@@ -65,20 +65,17 @@ class Recipes:
         """Fine-tuning on instructions: of adapters (``"lora"``), or of every weight (``"none"`` or None).
 
         ``recipe.resume.restore_config.path`` and ``recipe.data.train_path`` are to be set: the checkpoint to start
-        from and the examples. Raises ConfigError for another ``peft_scheme``, and for ``packed_sequence``: examples
-        are padded, not packed.
+        from and the examples. With ``packed_sequence`` these share rows of ``recipe.data.seq_length`` tokens.
+        Raises ConfigError for another ``peft_scheme``.
         """
-        if packed_sequence:
-            raise ConfigError(
-                "packed_sequence is True, and examples cannot be packed yet", hint="packed_sequence=False"
-            )
         if peft_scheme not in ("lora", "none", None):
             raise ConfigError(f"peft_scheme is {peft_scheme!r}", hint="peft_scheme='lora', or 'none'")
         adapters = peft_scheme == "lora"
         values = self.lora if adapters else self.finetune
+        data = Config(InstructionData, **({"packed_sequence": True} if packed_sequence else {}))
         return Partial(
             api.finetune,
-            **self._common(values, Config(InstructionData), name, dir, num_nodes, num_gpus_per_node),
+            **self._common(values, data, name, dir, num_nodes, num_gpus_per_node),
             resume=Config(AutoResume, restore_config=Config(RestoreConfig)),
             peft=Config(LoRA, dim=values.adapter_dim, alpha=values.adapter_alpha) if adapters else None,
         )
