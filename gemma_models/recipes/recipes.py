@@ -72,7 +72,9 @@ class Recipes:
             raise ConfigError(f"peft_scheme is {peft_scheme!r}", hint="peft_scheme='lora', or 'none'")
         adapters = peft_scheme == "lora"
         values = self.lora if adapters else self.finetune
-        data = Config(InstructionData, **({"packed_sequence": True} if packed_sequence else {}))
+        data = Config(InstructionData)
+        if packed_sequence:
+            data.packed_sequence = True
         return Partial(
             api.finetune,
             **self._common(values, data, name, dir, num_nodes, num_gpus_per_node),

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.assets import has_tokenizer, load_tokenizer
 from gemma_models.data import Batch, DataModule
+from gemma_models.data.batching import real_tokens
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.kernels import kernels_for
 from gemma_models.modeling.model import GemmaModel, build_model
@@ -114,6 +116,10 @@ def fit(
         ):
             after.callback(rest)
             batches = data.train_batches(start_step=start, seed=trainer.seed, **dp)
+            if (packed := getattr(data, "packing_efficiency", None)) is not None:
+                if dist.get_rank() == 0:
+                    print(f"packed sequences: {packed:.1%} of their tokens are no padding", file=sys.stderr)
+                metrics.write(step=start, max_steps=trainer.max_steps, packing_efficiency=packed)
             for step in range(start + 1, trainer.max_steps + 1):
                 if asked_to_stop(device):
                     if step - 1 > saved:
@@ -125,7 +131,8 @@ def fit(
                     rest()  # the first step has no limit yet
                 lr = optimizer.param_groups[0]["lr"]
                 began = time.perf_counter()
-                loss, grad_norm, tokens = stepper.train(next(batches))
+                micro_batches = next(batches)
+                loss, grad_norm, tokens = stepper.train(micro_batches)
                 scheduler.step(increment=1)
                 elapsed = time.perf_counter() - began
                 beat()
@@ -143,6 +150,7 @@ def fit(
                         lr=lr,
                         grad_norm=grad_norm,
                         tokens_per_second=tokens * dp["dp_size"] / elapsed,
+                        real_tokens_per_second=_real_tokens(micro_batches, device) / elapsed,
                         step_time=elapsed,
                         peak_memory=peak_memory(device),
                     )
@@ -161,6 +169,13 @@ def fit(
             val_loss=val_loss,
             checkpoint=str(list(steps(folder).values())[-1]),
         )
+
+
+def _real_tokens(micro_batches: list[Batch], device: torch.device) -> float:
+    """Those of all replicas that are no padding."""
+    count = torch.tensor(float(sum(map(real_tokens, micro_batches))), device=device)
+    dist.all_reduce(count, group=parallel_state.get_data_parallel_group())
+    return count.item()
 
 
 def _beating(batches: Iterable[Batch]) -> Iterator[Batch]:

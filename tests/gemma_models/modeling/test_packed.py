@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,6 +12,9 @@ from gemma_runs import GEMMA2, GEMMA3, VOCABULARY, WINDOW
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.data import Batch
+from gemma_models.data.batching import collate
+from gemma_models.data.chat import Example
+from gemma_models.data.packing import collate_packed
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.cores import flex
 from gemma_models.modeling.cores.local import LocalAttention
@@ -22,34 +26,20 @@ from gemma_models.training.recorded import output_of
 from tests.gemma_models.tiny import tiny
 
 LENGTH = 48
-LENGTHS = [[37, 9], [WINDOW + 3, 1, 20]]  # tokens of the documents in two stretches of LENGTH; what remains is padding
 
 
 def batches() -> tuple[Batch, Batch]:
-    """The same documents, a row each and packed into one row."""
-    draw = torch.Generator().manual_seed(1)
-    sizes = [size for stretch in LENGTHS for size in stretch]
-    alone = {
-        "tokens": torch.zeros(len(sizes), LENGTH, dtype=torch.int64),
-        "labels": torch.zeros(len(sizes), LENGTH, dtype=torch.int64),
-        "loss_mask": torch.zeros(len(sizes), LENGTH),
-        "position_ids": torch.arange(LENGTH).repeat(len(sizes), 1),
-    }
-    packed = {name: torch.zeros(1, 2 * LENGTH, dtype=tensor.dtype) for name, tensor in alone.items()}
-    bounds, row = [0], 0
-    for number, stretch in enumerate(LENGTHS):
-        place = number * LENGTH
-        for size in stretch:
-            alone["tokens"][row, :size] = torch.randint(VOCABULARY, (size,), generator=draw)
-            alone["labels"][row, :size] = torch.randint(VOCABULARY, (size,), generator=draw)
-            alone["loss_mask"][row, size // 3 : size] = 1.0
-            for name, tensor in alone.items():
-                packed[name][0, place : place + size] = tensor[row, :size]
-            row, place = row + 1, place + size
-            bounds.append(place)
-        bounds.append((number + 1) * LENGTH)
-    bounds += [2 * LENGTH] * 3  # as many as in any other batch
-    return alone, packed | {"cu_seqlens": torch.tensor(bounds, dtype=torch.int32)}
+    """The same documents, a row each and packed into one row of two stretches, with padding at both ends."""
+    draw = random.Random(1)  # noqa: S311
+    stretches = [
+        [
+            Example([draw.randrange(VOCABULARY) for _ in range(size + 1)], [n > size // 3 for n in range(size + 1)])
+            for size in sizes
+        ]
+        for sizes in ([37, 9], [WINDOW + 3, 1, 20])
+    ]
+    alone = collate([example for stretch in stretches for example in stretch], 5, LENGTH)
+    return alone, collate_packed(stretches, 2, LENGTH, documents=5)
 
 
 def learnt(model: GemmaModel, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:

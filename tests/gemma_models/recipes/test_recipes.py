@@ -18,7 +18,7 @@ from gemma_models import api, gemma2_2b, gemma3_1b, gemma3_270m
 from gemma_models.architectures import ARCHITECTURES
 from gemma_models.recipes import FINETUNE, LORA, PRETRAIN, Recipes
 from gemma_models.recipes.table import GEMMA2_FINETUNE, GEMMA2_LORA, GEMMA2_PRETRAIN, Defaults
-from launcher.config import Partial
+from launcher.config import Partial, arguments
 from launcher.errors import ConfigError
 from launcher.serialization import dumps, loads, to_yaml
 
@@ -78,9 +78,9 @@ def test_arguments_reach_the_tree() -> None:
     assert gemma3_1b.pretrain_recipe().data.vocab_size == 262_144
 
 
-def test_packing_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="packed_sequence is True"):
-        gemma2_2b.finetune_recipe(packed_sequence=True)
+def test_packing_is_said_where_it_is_wanted() -> None:
+    assert gemma2_2b.finetune_recipe(packed_sequence=True).data.packed_sequence is True
+    assert "packed_sequence" not in arguments(gemma2_2b.finetune_recipe().data)
 
 
 def test_another_peft_scheme_is_refused() -> None:
