@@ -39,10 +39,12 @@ def test_what_a_step_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [line["step"] for line in lines] == [1, 2, 3]
     for line in lines:
         assert list(line) == [
-            "step", "max_steps", "loss", "lr", "grad_norm", "tokens_per_second", "step_time", "peak_memory", "time"
+            "step", "max_steps", "loss", "lr", "grad_norm", "tokens_per_second", "real_tokens_per_second", "step_time",
+            "peak_memory", "time",
         ]  # fmt: skip
         assert line["max_steps"] == 3
         assert line["tokens_per_second"] * line["step_time"] == pytest.approx(4 * LENGTH)
+        assert 0 < line["real_tokens_per_second"] < line["tokens_per_second"]  # sequences of different lengths
         assert 10 * 2**20 < line["peak_memory"] < 100 * 2**30
         assert math.isfinite(line["grad_norm"]) and line["grad_norm"] > 0
         assert began <= line["time"] <= time.time()
