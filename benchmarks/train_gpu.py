@@ -23,7 +23,7 @@ from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.kernels import kernels_for
 from gemma_models.modeling.model import build_model
 from gemma_models.peft.adapters import apply_adapters
-from gemma_models.settings import AttentionCore, CosineAnnealing, LoRA, MegatronOptimizer, OptimizerConfig, Trainer
+from gemma_models.settings import CosineAnnealing, LoRA, MegatronOptimizer, OptimizerConfig, Trainer
 from gemma_models.training.optimizer import build_optimizer
 from gemma_models.training.parallel import parallel_context
 from gemma_models.training.steps import Stepper, wrap
@@ -32,6 +32,7 @@ SEQUENCE: Final = 4096
 WARM, TIMED = 4, 8  # steps
 PEAK: Final = 989e12
 """FLOP/s in dense bfloat16 of an H100 and H200 (NVIDIA's data sheet)."""
+FP8: Final = (None, "tensorwise", "blockwise")
 MICRO_BATCH: Final = {"gemma3_270m": 8, "gemma3_1b": 4, "gemma2_2b": 2}
 
 
@@ -84,12 +85,10 @@ def tokens_of(gemma: GemmaConfig, rows: int) -> torch.Tensor:
 
 
 @contextmanager
-def ours(
-    size: str, rows: int, lora: LoRA | None, attention: AttentionCore, fusion: bool, graphs: bool = True
-) -> Iterator[tuple[Callable[[], object], str]]:
-    """A step, and its name."""
+def ours(size: str, rows: int, lora: LoRA | None, **settings: Any) -> Iterator[tuple[Callable[[], object], str]]:
+    """A step, and its name. ``settings`` are the trainer's."""
     gemma = ARCHITECTURES[size]
-    trainer = Trainer(max_steps=1000, attention=attention, fusion=fusion, cuda_graphs=graphs)
+    trainer = Trainer(**{"max_steps": 1000, "cuda_graphs": True, **settings})
     with parallel_context(trainer.strategy, accelerator="gpu") as device:
         kernels = kernels_for(gemma, trainer)
         config = transformer_config(gemma, trainer.strategy, precision="bf16", accelerator="gpu", kernels=kernels)
@@ -107,7 +106,8 @@ def ours(
             "loss_mask": torch.ones(rows, SEQUENCE),
             "position_ids": torch.arange(SEQUENCE).expand(rows, -1).contiguous(),
         }
-        name = f"this, {kernels.attention}{'' if kernels.fused else ', not fused'}{'' if graphs else ', no graph'}"
+        named = [f"{name} {value}" for name, value in settings.items() if name != "attention"]
+        name = ", ".join(["this", kernels.attention, *named])
         yield lambda: stepper.train([batch]), name
 
 
@@ -147,6 +147,7 @@ def main() -> None:
     asked.add_argument("--methods", nargs="+", default=["full", "lora"], choices=["full", "lora"])
     asked.add_argument("--attention", nargs="+", default=["auto"])
     asked.add_argument("--plain", action="store_true", help="ours without compiled chains as well")
+    asked.add_argument("--engine", action="store_true", help="ours with Transformer Engine's layers, also in FP8")
     asked.add_argument("--alone", action="store_true", help="ours alone")
     asked.add_argument("--profile", action="store_true", help="where the time of a step of ours goes, by kernel")
     given = asked.parse_args()
@@ -156,9 +157,12 @@ def main() -> None:
         for method in given.methods:
             lora = LoRA(dim=16, alpha=32.0) if method == "lora" else None
             print(f"{size}, {method}, micro-batch {rows}", flush=True)
-            cases: list[Any] = [ours(size, rows, lora, name, True) for name in given.attention]
+            wanted: list[dict[str, Any]] = [{"attention": name} for name in given.attention]
             if given.plain:
-                cases += [ours(size, rows, lora, given.attention[0], fused, False) for fused in (True, False)]
+                wanted += [{"cuda_graphs": False}, {"cuda_graphs": False, "fusion": False}]
+            if given.engine:
+                wanted += [{"transformer_impl": "transformer_engine", "fp8_recipe": fp8} for fp8 in FP8]
+            cases: list[Any] = [ours(size, rows, lora, **settings) for settings in wanted]
             cases += [] if given.alone else [theirs(size, rows, lora, compiled) for compiled in (False, True)]
             for case in cases:
                 try:

@@ -83,6 +83,7 @@ def check_training(model: GemmaConfig, trainer: Trainer, seq_length: int, ranks:
             f"data.seq_length = {seq_length} is longer than the {model.max_position_embeddings} positions of the model",
             hint=f"data.seq_length={model.max_position_embeddings}",
         )
+    _check_fp8(trainer, seq_length)
     _check_layout(model, trainer)
     if ranks != trainer.num_nodes * trainer.devices:
         raise RanksError(
@@ -90,6 +91,24 @@ def check_training(model: GemmaConfig, trainer: Trainer, seq_length: int, ranks:
             f"processes that run it, {ranks}",
             hint=f"trainer.devices={max(1, ranks // trainer.num_nodes)}, or an executor with ntasks_per_node="
             f"{trainer.devices}",
+        )
+
+
+def _check_fp8(trainer: Trainer, seq_length: int) -> None:
+    if trainer.fp8_recipe is None:
+        return
+    if trainer.transformer_impl != "transformer_engine":
+        raise ConfigError(
+            f"trainer.fp8_recipe is {trainer.fp8_recipe!r}, and trainer.transformer_impl is "
+            f"{trainer.transformer_impl!r}, which has no FP8",
+            hint="trainer.transformer_impl='transformer_engine'",
+        )
+    if trainer.precision != "bf16":
+        raise ConfigError("trainer.fp8_recipe is set, and trainer.precision is not 'bf16'", hint="precision='bf16'")
+    if seq_length % 16:
+        raise ConfigError(
+            f"data.seq_length = {seq_length} is no multiple of 16, which products in FP8 need",
+            hint=f"data.seq_length={-(-seq_length // 16) * 16}",
         )
 
 

@@ -50,6 +50,8 @@ class Trainer:
     installed and fits. ``fusion`` compiles chains of elementwise operations, on a GPU, which takes a C compiler there.
     ``cuda_graphs`` records a step and replays it, so that the GPU does not wait for Python; logits of all tokens are
     made then, so it is for data whose every token counts, in one pipeline stage.
+    ``transformer_impl`` has linear layers computed by Megatron-Core or Transformer Engine, with the same parameters;
+    the latter can do it in FP8, ``fp8_recipe`` saying what shares a scale: a whole tensor, or a block of it.
     ``recompute_granularity`` saves memory by computing again in the backward pass what the forward pass had:
     attention's scores ("selective"), or whole layers ("full").
     """
@@ -62,6 +64,8 @@ class Trainer:
     attention: AttentionCore = "auto"
     fusion: bool = True
     cuda_graphs: bool = False
+    transformer_impl: Literal["local", "transformer_engine"] = "local"
+    fp8_recipe: Literal["tensorwise", "blockwise"] | None = None
     recompute_granularity: Literal["selective", "full"] | None = None
     val_check_interval: int | None = None
     limit_val_batches: int | None = None

@@ -71,6 +71,8 @@ def transformer_config(
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
         apply_rope_fusion=kernels.fused and importlib.util.find_spec("transformer_engine") is not None,
+        fp8="hybrid" if kernels.fp8_recipe else None,
+        fp8_recipe=kernels.fp8_recipe or "tensorwise",
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision == "bf16",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.settings import AttentionCore, Trainer
@@ -16,11 +16,14 @@ INSTALL: Final = {"te": "transformer-engine[pytorch]", "flash": "flash-attn"}
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """attention: the core of every layer. fused: chains of elementwise operations are compiled into one kernel each.
-    graphs: a step is recorded and replayed; what depends on values, as which logits are needed, cannot be in it.
+    """attention: the core of every layer. linear: whose matrix products. fp8_recipe: how what they multiply is scaled,
+    where that is in FP8. fused: chains of elementwise operations are one kernel each. graphs: a step is recorded and
+    replayed; what depends on values, as which logits are needed, cannot be in it.
     """
 
     attention: AttentionCore = "local"
+    linear: Literal["local", "transformer_engine"] = "local"
+    fp8_recipe: Literal["tensorwise", "blockwise"] | None = None
     fused: bool = False
     graphs: bool = False
 
@@ -37,16 +40,44 @@ def kernels_for(gemma: GemmaConfig, trainer: Trainer) -> Kernels:
                 f"trainer.attention is {trainer.attention!r}, which needs a GPU",
                 hint="trainer.attention='auto'",
             )
+        if trainer.transformer_impl != "local":
+            raise LaunchError("Transformer Engine needs a GPU", hint="trainer.transformer_impl='local'")
         return PLAIN
+    _check_linear(trainer)
     if trainer.cuda_graphs and trainer.strategy.pipeline_model_parallel_size > 1:
         what = "trainer.cuda_graphs is set, and trainer.strategy.pipeline_model_parallel_size is above 1"
         raise LaunchError(f"{what}: steps of several stages cannot be recorded", hint="trainer.cuda_graphs=False")
     wanted = trainer.attention
     if wanted == "auto":
-        wanted = next((core for core in ("flash", "te") if why_not(core, gemma, trainer) is None), "flex")
+        wanted = next((core for core in ("te", "flash") if why_not(core, gemma, trainer) is None), "flex")
     elif (why := why_not(wanted, gemma, trainer)) is not None:
         raise LaunchError(f"trainer.attention is {wanted!r}, and {why}", hint="trainer.attention='auto'")
-    return Kernels(attention=wanted, fused=trainer.fusion, graphs=trainer.cuda_graphs)
+    return Kernels(
+        attention=wanted,
+        linear=trainer.transformer_impl,
+        fp8_recipe=trainer.fp8_recipe,
+        fused=trainer.fusion,
+        graphs=trainer.cuda_graphs,
+    )
+
+
+def _check_linear(trainer: Trainer) -> None:
+    if trainer.transformer_impl == "local":
+        return
+    if importlib.util.find_spec(PACKAGES["te"]) is None:
+        raise LaunchError(
+            "trainer.transformer_impl is 'transformer_engine', and transformer_engine is not installed",
+            hint=f"pip install '{INSTALL['te']}', or trainer.transformer_impl='local'",
+        )
+    if trainer.fp8_recipe is not None:
+        import torch
+
+        major, minor = torch.cuda.get_device_capability()
+        if (major, minor) < (8, 9):
+            raise LaunchError(
+                f"trainer.fp8_recipe is set, and this GPU, of compute capability {major}.{minor}, has no FP8: 8.9 has",
+                hint="trainer.fp8_recipe=None",
+            )
 
 
 def why_not(core: AttentionCore, gemma: GemmaConfig, trainer: Trainer) -> str | None:

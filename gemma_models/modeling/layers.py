@@ -20,7 +20,6 @@ from gemma_models.modeling.attention import GemmaSelfAttention
 from gemma_models.modeling.config import GemmaTransformerConfig
 from gemma_models.modeling.cores import core
 from gemma_models.modeling.fused import fused
-from gemma_models.modeling.gelu import GatedGelu
 from gemma_models.modeling.norms import RMSNorm, rms_norm
 
 _Residual = Callable[[tuple[torch.Tensor, Any], torch.Tensor, float], torch.Tensor]
@@ -50,8 +49,21 @@ def _add_normed(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, e
     return residual + rms_norm(x, weight, eps)
 
 
-def _mlp() -> Any:
-    submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear, activation_func=GatedGelu)
+def _linear(config: GemmaTransformerConfig) -> tuple[type[torch.nn.Module], type[torch.nn.Module]]:
+    """What splits a weight by its output, and what splits it by its input."""
+    if config.kernels.linear == "local":
+        return ColumnParallelLinear, RowParallelLinear
+    from gemma_models.modeling.gpu.linear import ColumnLinear, RowLinear
+
+    return ColumnLinear, RowLinear
+
+
+def _mlp(config: GemmaTransformerConfig) -> Any:
+    column, row = _linear(config)
+    activation = None
+    if config.kernels.fused:
+        from gemma_models.modeling.gpu.gelu import GatedGelu as activation
+    submodules = MLPSubmodules(linear_fc1=column, linear_fc2=row, activation_func=activation)
     if hasattr(MLP, "as_mlp_submodule"):  # Megatron-Core from 0.17 on
         return partial(MLP.as_mlp_submodule, submodules=submodules)
     return ModuleSpec(module=MLP, submodules=submodules)
@@ -60,13 +72,14 @@ def _mlp() -> Any:
 def layer_spec(config: GemmaTransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm."""
     norm = RMSNorm if config.qk_layernorm else IdentityOp
+    column, row = _linear(config)
     attention = ModuleSpec(
         module=GemmaSelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
+            linear_qkv=column,
             core_attention=core(config.kernels.attention),
-            linear_proj=RowParallelLinear,
+            linear_proj=row,
             q_layernorm=norm,
             k_layernorm=norm,
         ),
@@ -79,7 +92,7 @@ def layer_spec(config: GemmaTransformerConfig, vp_stage: int | None = None) -> T
             self_attention=attention,
             self_attn_bda=residual,
             pre_mlp_layernorm=RMSNorm,
-            mlp=_mlp(),
+            mlp=_mlp(config),
             mlp_bda=residual,
         ),
     )

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 
 from gemma_models.modeling.cores.local import softcap
-from gemma_models.modeling.fused import fused
 
 ROWS: Final = 2048
 """Tokens whose logits are made at once: 1 GB in bfloat16, over 262,144 words."""
@@ -59,73 +58,76 @@ class _VocabularyLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         to_hidden = torch.empty_like(hidden) if wanted else None
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted and weight.requires_grad else None
+        look, turn = _passes(fuse)
         for start in range(0, len(hidden), ROWS):
             rows = slice(start, start + ROWS)
             logits = hidden[rows] @ weight.t()
-            top = fused(_top, on=fuse)(logits, cap)
+            whole, chosen = look(logits, labels[rows], cap)
             if size > 1:
-                dist.all_reduce(top, dist.ReduceOp.MAX, group)
-            sums = fused(_sums, on=fuse)(logits, labels[rows], top, cap)
-            if size > 1:
-                dist.all_reduce(sums, group=group)
-            total += ((sums[0].log() + top - sums[1]) * weights[rows]).sum()
+                whole, chosen = _joined(whole, chosen, group)
+            total += ((whole - chosen) * weights[rows]).sum()
             if to_hidden is None:
                 continue
-            gradient = fused(_gradient, on=fuse)(logits, labels[rows], top, sums[0], weights[rows], cap)
-            torch.mm(gradient, weight, out=to_hidden[rows])
+            turn(logits, labels[rows], whole, weights[rows], cap)
+            torch.mm(logits, weight, out=to_hidden[rows])
             if to_weight is not None:
-                add_product(to_weight, gradient, hidden[rows])
+                add_product(to_weight, logits, hidden[rows])
         if to_hidden is not None and size > 1:
             dist.all_reduce(to_hidden, group=group)
         ctx.save_for_backward(to_hidden, to_weight)
-        ctx.dtype, ctx.fuse = weight.dtype, fuse
+        ctx.dtype = weight.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> Any:  # type: ignore[override]
         to_hidden, to_weight = ctx.saved_tensors
         if to_weight is not None:
-            to_weight = fused(_scaled, on=ctx.fuse)(to_weight, scale, ctx.dtype)
+            to_weight = to_weight.mul_(scale).to(ctx.dtype)
         return to_hidden.mul_(scale), to_weight, None, None, None, None, None, None
 
 
-def _scaled(total: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return (total * scale).to(dtype)
-
-
-def _wide(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     return logits.float() if cap is None else softcap(logits.float(), cap)
 
 
-def _top(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    return _wide(logits, cap).amax(-1)
+def read(logits: torch.Tensor, labels: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Float32 (2, n): log of the sum of exp over this rank's words, and the label's logit (0, if another rank has it).
+
+    Shapes: logits (n, words); labels int64 (n), counted from this rank's first word.
+    """
+    wide = _capped(logits, cap)
+    mine = (labels >= 0) & (labels < wide.shape[1])
+    chosen = wide.gather(1, labels.where(mine, 0)[:, None]).squeeze(1)
+    return torch.stack([wide.logsumexp(-1), chosen * mine])
 
 
-def _mine(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Bool, where a token's label is; nowhere, if another rank has it."""
-    return torch.arange(logits.shape[-1], device=logits.device) == labels[:, None]
-
-
-def _sums(logits: torch.Tensor, labels: torch.Tensor, top: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """(2, n): of exp(logit - top) over this rank's words, and the label's logit, or 0."""
-    wide = _wide(logits, cap)
-    chosen = torch.where(_mine(logits, labels), wide, 0.0).sum(-1)
-    return torch.stack([(wide - top[:, None]).exp().sum(-1), chosen])
-
-
-def _gradient(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    top: torch.Tensor,
-    total: torch.Tensor,
-    weights: torch.Tensor,
-    cap: float | None,
-) -> torch.Tensor:
-    wide = _wide(logits, cap)
-    gradient = (wide - top[:, None]).exp() / total[:, None] - _mine(logits, labels).float()
+def to_gradient(
+    logits: torch.Tensor, labels: torch.Tensor, total: torch.Tensor, weights: torch.Tensor, cap: float | None
+) -> None:
+    """Replace logits by the gradient of the weighted loss in them; ``total``, float32 (n), is over all ranks' words."""
+    wide = _capped(logits, cap)
+    mine = torch.arange(wide.shape[1], device=wide.device) == labels[:, None]
+    gradient = (wide - total[:, None]).exp() - mine.float()
     if cap is not None:
-        gradient = gradient * (1.0 - (wide / cap).square())
-    return (gradient * weights[:, None]).to(logits.dtype)
+        gradient *= 1.0 - (wide / cap).square()
+    logits.copy_(gradient * weights[:, None])
+
+
+def _passes(fuse: bool) -> tuple[Any, Any]:
+    if fuse:
+        from gemma_models.modeling.gpu import cross_entropy
+
+        return cross_entropy.read, cross_entropy.to_gradient
+    return read, to_gradient
+
+
+def _joined(total: torch.Tensor, chosen: torch.Tensor, group: dist.ProcessGroup) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over the words of all ranks."""
+    top = total.clone()
+    dist.all_reduce(top, dist.ReduceOp.MAX, group)
+    sums = torch.stack([(total - top).exp(), chosen])
+    dist.all_reduce(sums, group=group)
+    return top + sums[0].log(), sums[1]
 
 
 def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:

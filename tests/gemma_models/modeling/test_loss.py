@@ -54,7 +54,7 @@ def test_validation_takes_no_gradients(group: dist.ProcessGroup, monkeypatch: py
     def never(*given: object) -> None:
         raise AssertionError("a gradient was taken")
 
-    monkeypatch.setattr(loss, "_gradient", never)
+    monkeypatch.setattr(loss, "to_gradient", never)
     hidden, weight = torch.ones(3, 4), torch.ones(6, 4, requires_grad=True)
     with torch.no_grad():
         total = loss.vocabulary_loss(

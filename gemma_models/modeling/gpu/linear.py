@@ -1,0 +1,32 @@
+"""Linear layers of Transformer Engine, with the parameters and the checkpoints of Megatron's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
+
+from gemma_models.modeling.config import GemmaTransformerConfig
+
+
+class _Linear(torch.nn.Module):
+    # What Transformer Engine would keep in a checkpoint is the scaling of earlier steps, which no recipe here has.
+    get_extra_state = torch.nn.Module.get_extra_state
+    set_extra_state = torch.nn.Module.set_extra_state
+
+    def __init__(self, input_size: int, output_size: int, *, config: GemmaTransformerConfig, **options: Any) -> None:
+        super().__init__(input_size, output_size, config=config, **options)
+        self.input_size, self.output_size = input_size, output_size
+        # Not by Megatron's configuration, which would ask the embedding for Apex's.
+        self.fuse_wgrad_accumulation = True
+        # A step is recorded in its middle, when weights are in FP8 already: replayed, it must make them anew.
+        self.disable_parameter_transpose_cache = config.kernels.graphs
+
+
+class ColumnLinear(_Linear, TEColumnParallelLinear):
+    """Split by output, as Megatron's ColumnParallelLinear; the weight's gradient is added up in float32 at once."""
+
+
+class RowLinear(_Linear, TERowParallelLinear):
+    """Split by input, as Megatron's RowParallelLinear; the weight's gradient is added up in float32 at once."""
