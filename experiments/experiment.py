@@ -216,7 +216,7 @@ class Experiment:
                 set_at = executor.where("ntasks_per_node")
                 error.where = " and ".join(filter(None, [error.where, set_at and f"{set_at} (the executor)"]))
                 raise
-            if (kept := kept_path(task)) is not None:
+            if (kept := kept_path(task, given_by(executor))) is not None:
                 executor.check_kept(*kept)
             situation = situation_of(task, executor)
             self._warn(refuse_conflicts(situation, given_by(executor), executor))

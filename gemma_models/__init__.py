@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from gemma_models.data import DataModule as DataModule
     from gemma_models.data import InstructionData as InstructionData
     from gemma_models.data import MockData as MockData
-    from gemma_models.recipes import gemma2_2b as gemma2_2b
-    from gemma_models.recipes import gemma3_1b as gemma3_1b
-    from gemma_models.recipes import gemma3_270m as gemma3_270m
+    from gemma_models.recipes import Recipes
     from gemma_models.settings import AutoResume as AutoResume
     from gemma_models.settings import CosineAnnealing as CosineAnnealing
     from gemma_models.settings import DoRA as DoRA
@@ -33,11 +31,21 @@ if TYPE_CHECKING:
     from gemma_models.settings import RestoreConfig as RestoreConfig
     from gemma_models.settings import Trainer as Trainer
 
+    gemma2_2b: Recipes
+    gemma2_9b: Recipes
+    gemma2_27b: Recipes
+    gemma3_270m: Recipes
+    gemma3_1b: Recipes
+    gemma2_2b_8k: Recipes
+    gemma2_9b_8k: Recipes
+    gemma2_27b_8k: Recipes
+    gemma3_270m_32k: Recipes
+    gemma3_1b_32k: Recipes
+
 _HOMES = {
     "api": ("export_checkpoint", "finetune", "generate", "import_checkpoint", "pretrain", "train", "validate"),
     "architectures": ("GemmaConfig",),
     "data": ("DataModule", "InstructionData", "MockData"),
-    "recipes": ("gemma2_2b", "gemma3_1b", "gemma3_270m"),
     "settings": (
         "AutoResume",
         "CosineAnnealing",
@@ -56,12 +64,18 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"gemma_models has no {name!r}; it has {', '.join(__dir__())}")
     from importlib import import_module
 
-    return getattr(import_module(f"gemma_models.{_HOME_OF[name]}"), name)
+    if name in _HOME_OF:
+        return getattr(import_module(f"gemma_models.{_HOME_OF[name]}"), name)
+    if name.startswith("gemma"):
+        recipes = import_module("gemma_models.recipes")
+        if name in recipes.NAMES:
+            return getattr(recipes, name)
+    raise AttributeError(f"gemma_models has no {name!r}; it has {', '.join(__dir__())}")
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOME_OF)
+    from gemma_models.recipes import NAMES
+
+    return sorted([*_HOME_OF, *NAMES])

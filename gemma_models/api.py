@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from gemma_models.architectures import GemmaConfig
 from gemma_models.data import DataModule
 from gemma_models.layout import check_recipe, check_schedule, check_training, check_validation
-from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
+from gemma_models.settings import CHECKPOINTS, SAVE_DIR, AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
 from launcher.checks import checked_by, keeps
 from launcher.errors import ConfigError
 
@@ -27,7 +27,7 @@ _WEIGHTS_HINT = 'recipe.resume.restore_config.path = "FOLDER", a Megatron or Hug
 
 
 @checked_by(check_recipe)
-@keeps("log.dir")
+@keeps("log.dir", variable=SAVE_DIR, otherwise=CHECKPOINTS)
 def train(
     model: GemmaConfig,
     data: DataModule,
@@ -55,7 +55,7 @@ def train(
 
 
 @checked_by(check_recipe)
-@keeps("log.dir")
+@keeps("log.dir", variable=SAVE_DIR, otherwise=CHECKPOINTS)
 def pretrain(
     model: GemmaConfig,
     data: DataModule,
@@ -70,7 +70,7 @@ def pretrain(
 
 
 @checked_by(check_recipe)
-@keeps("log.dir")
+@keeps("log.dir", variable=SAVE_DIR, otherwise=CHECKPOINTS)
 def finetune(
     model: GemmaConfig,
     data: DataModule,

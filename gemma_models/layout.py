@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gemma_models.architectures import GemmaConfig
+from gemma_models.memory import check_memory
 from gemma_models.settings import LoRA, MegatronOptimizer, Trainer
 from launcher.errors import ConfigError, LaunchError, RanksError
 
@@ -50,8 +51,11 @@ def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
         check_training(model, trainer, getattr(recipe.data, "seq_length", 1), ranks)
         if schedule:
             check_schedule(build(recipe.optim), trainer.max_steps)
-        if isinstance(lora := build(getattr(recipe, "peft", None)), LoRA):
+        lora = build(getattr(recipe, "peft", None))
+        if isinstance(lora, LoRA):
             check_adapters(lora)
+        if schedule:
+            check_memory(model, trainer, lora)
     except LaunchError as error:
         if error.where is None:
             error.where = _blame(recipe, error.message)

@@ -7,12 +7,15 @@ changed on a machine without torch.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from launcher.errors import ConfigError
 
+SAVE_DIR = "SAVE_DIR"
+CHECKPOINTS = "checkpoints"
 AttentionCore = Literal["auto", "local", "te", "flash", "flex"]
 
 
@@ -157,14 +160,17 @@ class ModelCheckpoint:
 
 @dataclass(kw_only=True)
 class Logger:
-    """Where a run writes: ``dir / name`` holds its checkpoints, and its metrics when no launcher keeps them."""
+    """Where a run writes: ``dir / name`` holds its checkpoints, and its metrics when no launcher keeps them.
 
-    dir: str | Path
+    Without a ``dir`` it is the folder that SAVE_DIR names where the run is, else "checkpoints" in the current folder.
+    """
+
     name: str
+    dir: str | Path | None = None
     ckpt: ModelCheckpoint = field(default_factory=ModelCheckpoint)
 
     def folder(self) -> Path:
-        return Path(self.dir).expanduser() / self.name
+        return Path(self.dir or os.environ.get(SAVE_DIR) or CHECKPOINTS).expanduser() / self.name
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,17 +30,28 @@ def check_of(function: Any) -> Callable[[Any, int], None] | None:
     return found
 
 
-def keeps(argument: str) -> Callable[[F], F]:
-    """A decorator: the argument ("log.dir" is one of an argument's own) is the path of what a task leaves for good."""
+def keeps(argument: str, *, variable: str | None = None, otherwise: str | None = None) -> Callable[[F], F]:
+    """A decorator: the argument ("log.dir" is one of an argument's own) is the path of what a task leaves for good.
+
+    Where the argument is None, the path is what the environment variable says where the task runs, else `otherwise`.
+    """
 
     def mark(function: F) -> F:
-        function.__dict__[_KEEPS] = argument
+        function.__dict__[_KEEPS] = Kept(argument, variable, otherwise)
         return function
 
     return mark
 
 
-def kept_by(function: Any) -> str | None:
+class Kept(NamedTuple):
+    """See `keeps`."""
+
+    argument: str
+    variable: str | None
+    otherwise: str | None
+
+
+def kept_by(function: Any) -> Kept | None:
     """What `keeps` gave this function."""
-    found: str | None = getattr(function, _KEEPS, None)
+    found: Kept | None = getattr(function, _KEEPS, None)
     return found

@@ -10,7 +10,7 @@ import copy
 import functools
 import inspect
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from launcher import typecheck
@@ -322,21 +322,26 @@ def check_task(task: Any, ranks: int = 1) -> None:
         own_check(task, ranks)
 
 
-def kept_path(task: Call[Any]) -> tuple[str, str, str | None] | None:
-    """Where a task leaves something for good, as far as its function says (see launcher.checks.keeps).
+def kept_path(task: Call[Any], environment: Mapping[str, str]) -> tuple[str, str, str | None] | None:
+    """Where a task that runs in this environment leaves something for good, as far as its function says (see
+    launcher.checks.keeps).
 
     The argument's name, its value, and file:line of what set it.
     """
-    name = kept_by(fiddle.get_callable(task))
+    kept = kept_by(fiddle.get_callable(task))
+    if kept is None:
+        return None
     value: Any = task
     set_at = None
-    for part in name.split(".") if name else ():
+    for part in kept.argument.split("."):
         if isinstance(value, fiddle.Buildable):
             set_at = where(value, part)
             value = arguments(value).get(part)
         else:
             value = getattr(value, part, None)
-    return (name, os.fspath(value), set_at) if name and isinstance(value, str | os.PathLike) else None
+    if value is None:
+        value = environment.get(kept.variable or "") or kept.otherwise
+    return (kept.argument, os.fspath(value), set_at) if isinstance(value, str | os.PathLike) else None
 
 
 def task_name(task: Any) -> str:

@@ -5,25 +5,21 @@ The names are known without fiddle, so that a command line can list and complete
 
 from typing import TYPE_CHECKING, Any
 
+from gemma_models.recipes.table import RECIPES
+
 if TYPE_CHECKING:
     from gemma_models.recipes.recipes import Recipes as Recipes
-    from gemma_models.recipes.recipes import gemma2_2b as gemma2_2b
-    from gemma_models.recipes.recipes import gemma3_1b as gemma3_1b
-    from gemma_models.recipes.recipes import gemma3_270m as gemma3_270m
     from gemma_models.recipes.recipes import validation_of as validation_of
-    from gemma_models.recipes.table import FINETUNE as FINETUNE
-    from gemma_models.recipes.table import LORA as LORA
-    from gemma_models.recipes.table import PRETRAIN as PRETRAIN
 
-SIZES = ("gemma2_2b", "gemma3_270m", "gemma3_1b")
-"""The sizes that have recipes: `gemma_models.recipes.gemma3_1b.finetune_recipe()` and so on."""
+NAMES = tuple(RECIPES)
+"""What has recipes: `gemma_models.gemma3_1b.finetune_recipe()`, `gemma_models.gemma3_1b_32k.pretrain_recipe()`."""
 
 
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name in (*SIZES, "Recipes", "validation_of"):
+    if name in NAMES:
+        return import_module("gemma_models.recipes.recipes").BY_NAME[name]
+    if name in ("Recipes", "validation_of"):
         return getattr(import_module("gemma_models.recipes.recipes"), name)
-    if name in ("FINETUNE", "LORA", "PRETRAIN"):
-        return getattr(import_module("gemma_models.recipes.table"), name)
-    raise AttributeError(f"gemma_models.recipes has no {name!r}; it has {', '.join(SIZES)}")
+    raise AttributeError(f"gemma_models.recipes has no {name!r}; it has {', '.join(NAMES)}")

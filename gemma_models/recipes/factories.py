@@ -17,6 +17,7 @@ _CLASSES: Final = {
     "mock_data": "gemma_models.data.MockData",
     "instruction_data": "gemma_models.data.InstructionData",
     "lora": "gemma_models.settings.LoRA",
+    "dora": "gemma_models.settings.DoRA",
     "cosine_annealing": "gemma_models.settings.CosineAnnealing",
 }
 

@@ -26,11 +26,11 @@ TRAINING = {
 
 def built_in(entrypoint: str) -> dict[str, str]:
     """Names of the recipes that come with the launcher, and where each is defined. Known without building anything."""
-    from gemma_models.recipes import SIZES
+    from gemma_models.recipes import NAMES
 
     return {
-        f"{size}_{ending}" if ending else size: f"gemma_models.{size}.{method}"
-        for size in SIZES
+        f"{name}_{ending}" if ending else name: f"gemma_models.{name}.{method}"
+        for name in NAMES
         for ending, method in TRAINING.get(entrypoint, {}).items()
     }
 
@@ -93,8 +93,8 @@ def _built_in(text: str, name: str, defined: str) -> Any:
     import gemma_models
     from launcher.lazy_fiddle import history
 
-    _, size, method = defined.split(".")
-    make = getattr(getattr(gemma_models, size), method)
+    _, recipes, method = defined.split(".")
+    make = getattr(getattr(gemma_models, recipes), method)
     given = typed_arguments(text, make)
     place = history.Location(f"recipe {name}", 0, None)
     with history.custom_location(lambda: place):

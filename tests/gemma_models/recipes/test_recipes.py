@@ -1,62 +1,81 @@
 """Recipes: light to build, each its own, and shown in full: a change of any value is a change of a golden file.
 
-python tests/gemma_models/recipes/test_recipes.py     # writes the golden files anew
+python tests/samples/every_recipe.py     # writes the golden files anew
 """
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import every_recipe
 import pytest
+from every_recipe import GOLDEN, every
 
 import gemma_models
-from gemma_models import api, gemma2_2b, gemma3_1b, gemma3_270m
+from gemma_models import api, gemma2_2b, gemma2_9b, gemma2_27b, gemma3_1b, gemma3_270m
 from gemma_models.architectures import ARCHITECTURES
-from gemma_models.recipes import FINETUNE, LORA, PRETRAIN, Recipes
-from gemma_models.recipes.table import GEMMA2_FINETUNE, GEMMA2_LORA, GEMMA2_PRETRAIN, Defaults
-from launcher.config import Partial, arguments
+from gemma_models.memory import LARGEST, state_bytes
+from gemma_models.recipes import NAMES
+from gemma_models.recipes.table import RECIPES, Defaults
+from launcher.config import Config, build, check_task
 from launcher.errors import ConfigError
-from launcher.serialization import dumps, loads, to_yaml
+from launcher.serialization import dumps, loads
 
-GOLDEN = Path(__file__).parent / "golden"
-SIZES: dict[str, Recipes] = {"gemma2_2b": gemma2_2b, "gemma3_270m": gemma3_270m, "gemma3_1b": gemma3_1b}
+EVERY = every()
 
 
-def every() -> dict[str, tuple[Partial[Any], Defaults]]:
-    """Each recipe under the name of its golden file, with the row of the table that it comes from."""
-    found = {}
-    for size, recipes in SIZES.items():
-        rows = (PRETRAIN, LORA, FINETUNE)
-        if size.startswith("gemma2"):
-            rows = (GEMMA2_PRETRAIN, GEMMA2_LORA, GEMMA2_FINETUNE)
-        found[f"{size}_pretrain"] = recipes.pretrain_recipe(), rows[0]
-        found[f"{size}_finetune_lora"] = recipes.finetune_recipe(peft_scheme="lora"), rows[1]
-        found[f"{size}_finetune_none"] = recipes.finetune_recipe(peft_scheme="none"), rows[2]
+@pytest.fixture(scope="module")
+def shown() -> dict[str, str]:
+    """Every recipe as YAML, from a process that may have no torch, no network and no token."""
+    script = Path(every_recipe.__file__)
+    environment = {key: value for key, value in os.environ.items() if key not in ("HF_TOKEN", "SAVE_DIR")}
+    done = subprocess.run(
+        [sys.executable, str(script), "--show"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
     return found
 
 
-@pytest.mark.parametrize("name", every())
-def test_a_recipe_is_what_it_was(name: str) -> None:
-    assert to_yaml(every()[name][0]) == (GOLDEN / f"{name}.yaml").read_text()
+@pytest.mark.parametrize("name", EVERY)
+def test_a_recipe_is_what_it_was(name: str, shown: dict[str, str]) -> None:
+    assert shown[name] == (GOLDEN / f"{name}.yaml").read_text()
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {path.stem for path in GOLDEN.iterdir()} == set(every())
+    assert {path.stem for path in GOLDEN.iterdir()} == set(EVERY)
 
 
-@pytest.mark.parametrize("name", every())
+@pytest.mark.parametrize("event", [("import", ("torch.nn",)), ("socket.connect", ()), ("open", ("/x/token", "r", 0))])
+def test_what_a_recipe_may_not_do_is_noticed(event: tuple[str, Any]) -> None:
+    from every_recipe import forbid
+
+    with pytest.raises(RuntimeError):
+        forbid(*event)
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_values_of_the_table_reach_the_tree(name: str) -> None:
-    recipe, row = every()[name]
-    size = name[: name.index("_", 7)]
+    recipe = EVERY[name]()
+    own, _, scheme = name.partition("_finetune_")
+    own = own.removesuffix("_pretrain")
+    row = RECIPES[own]["pretrain" if not scheme else "finetune" if scheme == "none" else "adapters"]
+    size = own.removesuffix("_8k").removesuffix("_32k")
     assert {field: getattr(recipe.model, field) for field in asdict(ARCHITECTURES[size])} == asdict(ARCHITECTURES[size])
+    strategy, peft = recipe.trainer.strategy, getattr(recipe, "peft", None) if scheme else None
+    packed = scheme == "packed"
     assert row == Defaults(
         max_steps=recipe.trainer.max_steps,
         seq_length=recipe.data.seq_length,
-        global_batch_size=recipe.data.global_batch_size,
+        global_batch_size=row.global_batch_size if packed else recipe.data.global_batch_size,
+        packed_global_batch_size=recipe.data.global_batch_size if packed else row.packed_global_batch_size,
+        micro_batch_size=recipe.data.micro_batch_size,
         lr=recipe.optim.config.lr,
         min_lr=recipe.optim.lr_scheduler.min_lr,
         warmup_steps=recipe.optim.lr_scheduler.warmup_steps,
@@ -64,10 +83,76 @@ def test_values_of_the_table_reach_the_tree(name: str) -> None:
         eval_every=recipe.trainer.val_check_interval,
         save_every=recipe.log.ckpt.every_n_train_steps,
         seed=recipe.trainer.seed,
-        adapter_dim=recipe.peft.dim if name.endswith("lora") else None,
-        adapter_alpha=recipe.peft.alpha if name.endswith("lora") else None,
+        distributed_optimizer=strategy.use_distributed_optimizer,
+        adapter_dim=peft.dim if peft else None,
+        adapter_alpha=row.adapter_alpha if scheme == "dora" else peft.alpha if peft else None,
+        dora_alpha=peft.alpha if scheme == "dora" else row.dora_alpha,
+        num_nodes=recipe.trainer.num_nodes,
+        num_gpus_per_node=recipe.trainer.devices,
+        tensor_parallel=strategy.tensor_model_parallel_size,
+        pipeline_parallel=strategy.pipeline_model_parallel_size,
+        context_parallel=strategy.context_parallel_size,
     )
     assert (recipe.trainer.accelerator, recipe.trainer.precision) == ("gpu", "bf16")
+    assert getattr(recipe.data, "packed_sequence", False) is packed
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_recipe_can_run_on_its_own_gpus(name: str) -> None:
+    """Its layout is one, its batch can be shared out, and what a GPU of 80 GB holds before activations leaves room."""
+    recipe = EVERY[name]()
+    if "finetune" in name:
+        recipe.data.train_path, recipe.resume.restore_config.path = "examples.jsonl", "weights"
+    check_task(recipe, recipe.trainer.num_nodes * recipe.trainer.devices)
+    strategy = recipe.trainer.strategy
+    model_parallel = strategy.tensor_model_parallel_size * strategy.pipeline_model_parallel_size
+    data_parallel = (
+        recipe.trainer.num_nodes * recipe.trainer.devices // model_parallel // strategy.context_parallel_size
+    )
+    assert data_parallel >= 1
+    assert recipe.data.global_batch_size % (recipe.data.micro_batch_size * data_parallel) == 0
+    peft = build(recipe.peft) if "finetune" in name else None
+    assert state_bytes(build(recipe.model), build(recipe.trainer), peft) < 64e9
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "layout"),
+    [(None, None, (8, 2, 1)), (1, 8, (8, 1, 1)), (2, 4, (4, 2, 1)), (4, 8, (8, 2, 1)), (1, 6, (2, 1, 1))],
+)
+def test_other_gpus_get_the_parts_of_the_layout_that_fit(
+    nodes: int | None, gpus: int | None, layout: tuple[int, int, int]
+) -> None:
+    strategy = gemma2_27b.finetune_recipe(num_nodes=nodes, num_gpus_per_node=gpus, peft_scheme="none").trainer.strategy
+    found = strategy.tensor_model_parallel_size, strategy.pipeline_model_parallel_size, strategy.context_parallel_size
+    assert found == layout
+
+
+def test_a_layout_that_no_gpu_can_hold_is_refused() -> None:
+    recipe = gemma2_27b.pretrain_recipe(num_nodes=1, num_gpus_per_node=1)
+    with pytest.raises(ConfigError, match="490 GB each of weights, gradients and optimizer state") as raised:
+        check_task(recipe, 1)
+    assert "test_recipes.py" in str(raised.value)
+    recipe.trainer.accelerator = "cpu"  # whose memory nobody knows
+    check_task(recipe, 1)
+    whole = gemma2_9b.pretrain_recipe(num_gpus_per_node=1)
+    assert 166e9 < state_bytes(build(whole.model), build(whole.trainer), None) < LARGEST
+    check_task(whole, 1)
+
+
+@pytest.mark.parametrize("wrong", [{"num_nodes": 0}, {"num_gpus_per_node": "8"}])
+def test_a_count_that_is_none_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="must be a whole number of at least 1"):
+        gemma3_1b.pretrain_recipe(**wrong)
+
+
+def test_checkpoints_go_where_the_run_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = gemma3_1b.pretrain_recipe(name="mine")
+    monkeypatch.delenv("SAVE_DIR", raising=False)
+    assert build(recipe.log).folder() == Path("checkpoints/mine")
+    monkeypatch.setenv("SAVE_DIR", "/scratch/ada")  # of the cluster, where the recipe was not made
+    assert build(recipe.log).folder() == Path("/scratch/ada/mine")
+    recipe.log.dir = "here"
+    assert build(recipe.log).folder() == Path("here/mine")
 
 
 def test_arguments_reach_the_tree() -> None:
@@ -78,15 +163,10 @@ def test_arguments_reach_the_tree() -> None:
     assert gemma3_1b.pretrain_recipe().data.vocab_size == 262_144
 
 
-def test_packing_is_said_where_it_is_wanted() -> None:
-    assert gemma2_2b.finetune_recipe(packed_sequence=True).data.packed_sequence is True
-    assert "packed_sequence" not in arguments(gemma2_2b.finetune_recipe().data)
-
-
 def test_another_peft_scheme_is_refused() -> None:
     with pytest.raises(ConfigError, match="peft_scheme is 'qlora'") as raised:
         gemma3_1b.finetune_recipe(peft_scheme="qlora")  # type: ignore[arg-type]
-    assert "try: peft_scheme='lora', or 'none'" in str(raised.value)
+    assert "try: peft_scheme='lora', 'dora', or 'none'" in str(raised.value)
 
 
 def test_what_must_be_given_is_missed() -> None:
@@ -101,60 +181,37 @@ def test_what_must_be_given_is_missed() -> None:
 
 
 def test_a_changed_recipe_changes_no_other() -> None:
-    before = {name: dumps(recipe) for name, (recipe, _) in every().items()}
-    for recipe, _ in every().values():
+    before = {name: dumps(make()) for name, make in EVERY.items()}
+    for make in EVERY.values():
+        recipe = make()
         recipe.model.num_layers = 1
         recipe.trainer.max_steps = 7
-        recipe.trainer.strategy.tensor_model_parallel_size = 4
+        recipe.trainer.strategy.tensor_model_parallel_size = 16
         recipe.optim.config.lr = 1.0
         recipe.optim.lr_scheduler.warmup_steps = 1
         recipe.log.ckpt.save_last_k = 9
         recipe.data.seq_length = 3
         if "peft" in dir(recipe) and recipe.peft is not None:
             recipe.peft.target_modules.append("linear_q")
-    assert {name: dumps(recipe) for name, (recipe, _) in every().items()} == before
+    assert {name: dumps(make()) for name, make in EVERY.items()} == before
     assert (ARCHITECTURES["gemma3_1b"].num_layers, ARCHITECTURES["gemma3_270m"].num_layers) == (26, 18)
 
 
 def test_nothing_is_shared_within_a_recipe() -> None:
     """A shared part would be marked in the file: changing it in one place would change it in another."""
-    assert not any("$same" in dumps(recipe) for recipe, _ in every().values())
+    assert not any("$same" in dumps(make()) for make in EVERY.values())
 
 
-@pytest.mark.parametrize("name", every())
+@pytest.mark.parametrize("name", EVERY)
 def test_a_saved_recipe_is_the_recipe(name: str) -> None:
-    recipe, _ = every()[name]
+    recipe = EVERY[name]()
     assert loads(dumps(recipe)) == recipe
 
 
 def test_entry_points() -> None:
     assert gemma3_1b.pretrain_recipe().__fn_or_cls__ is api.pretrain
     assert gemma3_1b.finetune_recipe().__fn_or_cls__ is api.finetune
-    for size in SIZES:
-        assert getattr(gemma_models, size) is SIZES[size]
-
-
-def test_building_one_needs_nothing_heavy() -> None:
-    """In a process of its own: built, changed, shown and saved without torch, numpy or a tokenizer."""
-    shown = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True).stdout
-    assert shown.split() == ["saved"]
-
-
-LIGHT = """
-import sys
-from gemma_models import gemma3_1b, gemma3_270m
-from launcher.serialization import dumps, to_yaml
-for recipe in (gemma3_1b.pretrain_recipe(), gemma3_270m.finetune_recipe()):
-    recipe.trainer.max_steps = 5
-    assert dumps(recipe) and to_yaml(recipe)
-heavy = {name.partition(".")[0] for name in sys.modules} & {
-    "torch", "megatron", "transformers", "safetensors", "numpy", "paramiko", "rich"}
-assert not heavy, heavy
-print("saved")
-"""
-
-
-if __name__ == "__main__":
-    GOLDEN.mkdir(exist_ok=True)
-    for name, (recipe, _) in every().items():
-        (GOLDEN / f"{name}.yaml").write_text(to_yaml(recipe))
+    for name in NAMES:
+        assert getattr(gemma_models, name).name == name
+        assert name in dir(gemma_models)
+    assert isinstance(gemma2_2b.finetune_recipe().peft, Config)
