@@ -70,12 +70,12 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"gemma_models.{_HOME_OF[name]}"), name)
     if name.startswith("gemma"):
         recipes = import_module("gemma_models.recipes")
-        if name in recipes.NAMES:
+        if name in recipes.NAMES or name in recipes.CONFIGS:
             return getattr(recipes, name)
     raise AttributeError(f"gemma_models has no {name!r}; it has {', '.join(__dir__())}")
 
 
 def __dir__() -> list[str]:
-    from gemma_models.recipes import NAMES
+    from gemma_models.recipes import CONFIGS, NAMES
 
-    return sorted([*_HOME_OF, *NAMES])
+    return sorted([*_HOME_OF, *NAMES, *CONFIGS])

@@ -32,6 +32,8 @@ from launcher.values import DTYPE, Factories, Mismatch, is_dtype, read, real, wh
 _NAME = re.compile(r"[^\W\d]\w*")
 _INDEX = re.compile(r"""\[\s*(?:(?P<index>-?\d{1,9})|(?P<quote>["'])(?P<key>.*?)(?P=quote)|(?P<bare>[^]"'\s]+))\s*\]""")
 _OPERATOR = re.compile(r"[-+*/]?=")
+Aliases = Callable[[Any, str], Sequence[str]]
+"""The overrides that one of a task stands for, where its name is another program's. Raises OverrideError."""
 _SHOWN: Final = 120
 _BITS: Final = 4096
 
@@ -51,11 +53,13 @@ def apply(
     overrides: Sequence[str],
     factories: Factories | None = None,
     source: str = "the command line",
+    aliases: Aliases | None = None,
 ) -> None:
     """Change a task as the overrides say, in their order: all of them, or nothing where one is wrong.
 
     A configuration that is used in two places is changed in both. `factories` are what `data=squad` can name: functions
-    that return a configuration. Where a value was set is from then on "`trainer.max_steps=5` on the command line".
+    that return a configuration, `aliases` other names of values. Where a value was set is from then on
+    "`trainer.max_steps=5` on the command line".
 
     Raises OverrideError naming the override as it was typed, with the nearest names and the type that was wanted.
     """
@@ -63,8 +67,9 @@ def apply(
         raise OverrideError(f"{show(overrides)} is one text, and overrides are a list", hint=show([overrides]))
     undo = _Undo()
     try:
-        for text in overrides:
-            _Override(text, source, factories or {}, undo).apply(task)
+        for typed in overrides:
+            for text in aliases(task, typed) if aliases else [typed]:
+                _Override(text, source, factories or {}, undo, typed).apply(task)
     except BaseException:
         undo.restore()
         raise
@@ -82,9 +87,9 @@ def parse_value(text: str, hint: Any, path: str, factories: Factories | None = N
 
 
 class _Override:
-    def __init__(self, text: str, source: str, factories: Factories, undo: _Undo) -> None:
+    def __init__(self, text: str, source: str, factories: Factories, undo: _Undo, typed: str) -> None:
         self._text = text
-        self._shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+        self._shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in typed)
         if len(self._shown) > _SHOWN:
             self._shown = self._shown[: _SHOWN - 3] + "..."
         self._label = f"`{self._shown}` on {source}"

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 NAMES = tuple(RECIPES)
 """What has recipes: `gemma_models.gemma3_1b.finetune_recipe()`, `gemma_models.gemma3_1b_32k.pretrain_recipe()`."""
+CONFIGS = tuple(f"{name}_{kind}_config" for name in NAMES for kind in ("pretrain", "finetune", "sft", "peft"))
+"""The same under Megatron-Bridge's names, as functions: `gemma_models.gemma3_1b_pretrain_config()`."""
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +22,8 @@ def __getattr__(name: str) -> Any:
 
     if name in NAMES:
         return import_module("gemma_models.recipes.recipes").BY_NAME[name]
+    if name in CONFIGS:
+        return import_module("gemma_models.recipes.bridge").config_function(name)
     if name in ("Recipes", "validation_of"):
         return getattr(import_module("gemma_models.recipes.recipes"), name)
     raise AttributeError(f"gemma_models.recipes has no {name!r}; it has {', '.join(NAMES)}")
