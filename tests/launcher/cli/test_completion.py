@@ -80,4 +80,4 @@ def test_bash_itself(folder: Path) -> None:
     done = subprocess.run(
         ["bash", "--norc", "-c", script], env={"PATH": path}, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "gemma3_270m\n", done.stderr
+    assert done.stdout == "gemma3_270m gemma3_270m_32k\n", done.stderr
