@@ -12,7 +12,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 
 from gemma_models.layout import check_adapters
 from gemma_models.peft.dora import DoRALinear
-from gemma_models.peft.lora import LoRALinear
+from gemma_models.peft.lora import LoRALinear, splits_output
 from gemma_models.settings import DoRA, LoRA
 from launcher.errors import ConfigError
 
@@ -53,7 +53,7 @@ def apply_adapters(chunks: Sequence[torch.nn.Module], peft: LoRA) -> None:
 def _linears(chunk: torch.nn.Module) -> Iterator[tuple[str, str, ColumnParallelLinear | RowParallelLinear]]:
     """Each linear layer with its path here, and its name in the whole model, where layers are counted over stages."""
     for path, module in chunk.named_modules():
-        if isinstance(module, ColumnParallelLinear | RowParallelLinear) and path != "output_layer":
+        if splits_output(module) is not None and path != "output_layer":
             layer = re.match(r"decoder\.layers\.\d+", path)
             number = chunk.get_submodule(layer[0]).layer_number - 1
             yield path, f"decoder.layers.{number}{path[layer.end() :]}", module

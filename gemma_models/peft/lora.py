@@ -35,7 +35,7 @@ class LoRALinear(MegatronModule):
         super().__init__(config=config)
         self.base = base
         self.gated = gated
-        self.by_rows = isinstance(base, ColumnParallelLinear)
+        self.by_rows = splits_output(base)
         self.scale = lora.alpha / lora.dim
         self.dropout = torch.nn.Dropout(lora.dropout)
         options = {"config": config, "bias": False, "skip_bias_add": True}
@@ -89,6 +89,13 @@ class LoRALinear(MegatronModule):
             key = f"{prefix}adapter_out.weight"
             state[key] = apply_swiglu_sharded_factory(state[key], sharded_offsets)
         return state
+
+
+def splits_output(module: torch.nn.Module) -> bool | None:
+    """Whether tensor parallelism splits a linear layer by its output or by its input; None for any other module."""
+    if isinstance(module, ColumnParallelLinear | RowParallelLinear):
+        return isinstance(module, ColumnParallelLinear)
+    return {"column": True, "row": False}.get(getattr(module, "parallel_mode", None))  # as Transformer Engine says it
 
 
 def _gathered(weight: torch.Tensor) -> torch.Tensor:

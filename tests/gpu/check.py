@@ -23,7 +23,7 @@ from gemma_models.generation.decode import decode
 from gemma_models.generation.sampling import Sampling
 from gemma_models.modeling.cores.fast import FastAttention
 from gemma_models.modeling.kernels import Kernels, why_not
-from gemma_models.settings import Trainer
+from gemma_models.settings import MegatronStrategy, Trainer
 from tests.gemma_models.tiny import WINDOW, hf_model, logits, our_model, tiny
 
 TOLERANCE = 5e-4
@@ -136,6 +136,40 @@ def check_passes(folder: Path) -> None:
     print("gated GELU and loss in Triton: as in plain torch")
 
 
+def check_adam(folder: Path) -> None:
+    """Ten clipped steps of the kernel, against torch's AdamW on clipped gradients."""
+    from types import SimpleNamespace
+
+    from gemma_models.modeling.gpu.adam import ClippedAdamW
+    from gemma_models.training.parallel import parallel_context
+
+    draw = torch.Generator(device="cuda").manual_seed(4)
+    start = [torch.randn(shape, generator=draw, device="cuda") for shape in ((300, 70), (5000,), (1,))]
+    sides = [[tensor.clone() for tensor in start] for _ in range(2)]
+    options: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    theirs, inner = torch.optim.AdamW(sides[0], **options), torch.optim.AdamW(sides[1], **options)
+    with parallel_context(MegatronStrategy(), accelerator="gpu"):
+        group = torch.distributed.group.WORLD
+        part: Any = SimpleNamespace(
+            optimizer=inner,
+            prepare_grads=lambda: None,
+            get_main_grads_for_grad_norm=lambda: [tensor.grad for tensor in sides[1]],
+            get_grad_stats_parallel_group=lambda: group,
+            step_with_ready_grads=lambda: inner.step(),
+        )
+        ours = ClippedAdamW(part, clip=1.0)
+        for _ in range(10):
+            for mine, other in zip(*sides, strict=True):
+                mine.grad = torch.randn(mine.shape, generator=draw, device="cuda")
+                other.grad = mine.grad.clone()
+            norm = torch.nn.utils.clip_grad_norm_(sides[0], 1.0)
+            theirs.step()
+            torch.testing.assert_close(ours.step(), norm)
+    torch.testing.assert_close(sides[1], sides[0])
+    require(not torch.allclose(sides[1][0], start[0], atol=1e-2), "AdamW did nothing")
+    print("AdamW in Triton: as torch's, clipped")
+
+
 def check_losses(folder: Path) -> None:
     """Ten steps by plain torch, by what is fast, and recorded: the same losses, as far as bfloat16 goes."""
     losses = {}
@@ -205,6 +239,7 @@ PARTS: Final = {
     "sizes": check_sizes,
     "cores": check_cores,
     "resumes": check_resumes,
+    "adam": check_adam,
     "losses": check_losses,
     "layers": check_layers,
 }

@@ -11,10 +11,6 @@ from gemma_models.modeling.config import GemmaTransformerConfig
 
 
 class _Linear(torch.nn.Module):
-    # What Transformer Engine would keep in a checkpoint is the scaling of earlier steps, which no recipe here has.
-    get_extra_state = torch.nn.Module.get_extra_state
-    set_extra_state = torch.nn.Module.set_extra_state
-
     def __init__(self, input_size: int, output_size: int, *, config: GemmaTransformerConfig, **options: Any) -> None:
         super().__init__(input_size, output_size, config=config, **options)
         self.input_size, self.output_size = input_size, output_size
@@ -22,6 +18,13 @@ class _Linear(torch.nn.Module):
         self.fuse_wgrad_accumulation = True
         # A step is recorded in its middle, when weights are in FP8 already: replayed, it must make them anew.
         self.disable_parameter_transpose_cache = config.kernels.graphs
+
+    # Transformer Engine would keep the scaling of earlier steps in a checkpoint, which no recipe here has. There is a
+    # place for it, as Megatron's own layers leave one.
+    def get_extra_state(self) -> None:
+        return None
+
+    def set_extra_state(self, state: object) -> None: ...
 
 
 class ColumnLinear(_Linear, TEColumnParallelLinear):
