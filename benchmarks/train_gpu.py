@@ -95,7 +95,7 @@ def ours(size: str, rows: int, lora: LoRA | None, **settings: Any) -> Iterator[t
         model = build_model(config)
         if lora is not None:
             apply_adapters([model], lora)
-        ddp = wrap(model.cuda())
+        ddp = wrap([model.cuda()], trainer.strategy)
         optim = MegatronOptimizer(config=OptimizerConfig(lr=1e-5), lr_scheduler=CosineAnnealing())
         optimizer, _ = build_optimizer(ddp, optim, trainer)
         stepper = Stepper(ddp, optimizer, device, SEQUENCE)

@@ -5,15 +5,27 @@ Only the former needs what a recipe is made with: a job has the settings themsel
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.memory import check_memory
-from gemma_models.settings import LoRA, MegatronOptimizer, Trainer
+from gemma_models.settings import LoRA, MegatronOptimizer, MegatronStrategy, Trainer
 from launcher.errors import ConfigError, LaunchError, RanksError
 
 if TYPE_CHECKING:
     from launcher.config import Partial
+
+
+RECORDED: Final = {
+    "pipeline_model_parallel_size": 1,
+    "context_parallel_size": 1,
+    "sequence_parallel": False,
+    "overlap_grad_reduce": False,
+    "overlap_param_gather": False,
+}
+"""What a step that is recorded must have: a graph has nothing to wait with for other ranks."""
 
 
 def check_recipe(recipe: Partial[Any], ranks: int) -> None:
@@ -49,6 +61,7 @@ def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
     try:
         model, trainer = build(recipe.model), build(recipe.trainer)
         check_training(model, trainer, getattr(recipe.data, "seq_length", 1), ranks)
+        check_micro_batches(trainer, recipe.data)
         if schedule:
             check_schedule(build(recipe.optim), trainer.max_steps)
         lora = build(getattr(recipe, "peft", None))
@@ -89,6 +102,7 @@ def check_training(model: GemmaConfig, trainer: Trainer, seq_length: int, ranks:
         )
     _check_fp8(trainer, seq_length)
     _check_layout(model, trainer)
+    _check_sequence(trainer.strategy, seq_length)
     if ranks != trainer.num_nodes * trainer.devices:
         raise RanksError(
             f"trainer.devices = {trainer.devices} x trainer.num_nodes = {trainer.num_nodes} is not the number of "
@@ -116,6 +130,31 @@ def _check_fp8(trainer: Trainer, seq_length: int) -> None:
         )
 
 
+def check_micro_batches(trainer: Trainer, data: Any) -> None:
+    """Raises ConfigError for a step of too few micro-batches, or too many, for chunks that take turns.
+
+    ``data`` is a data module or what one will be built of; one that does not tell its batch sizes is not asked.
+    """
+    strategy = trainer.strategy
+    together, rows = getattr(data, "global_batch_size", None), getattr(data, "micro_batch_size", None)
+    if strategy.virtual_pipeline_model_parallel_size is None or together is None or rows is None:
+        return
+    pp = strategy.pipeline_model_parallel_size
+    replicas = (
+        trainer.num_nodes
+        * trainer.devices
+        // (strategy.tensor_model_parallel_size * pp * strategy.context_parallel_size)
+    )
+    count = together // (rows * replicas)
+    if count % pp:
+        raise ConfigError(
+            f"data.global_batch_size = {together} makes {count} micro-batches a step, and with "
+            "trainer.strategy.virtual_pipeline_model_parallel_size the stages take turns with "
+            f"trainer.strategy.pipeline_model_parallel_size = {pp} of them",
+            hint=f"data.global_batch_size={-(-count // pp) * pp * rows * replicas}",
+        )
+
+
 def check_schedule(optim: MegatronOptimizer, max_steps: int) -> None:
     """Raises ConfigError for a warm-up, or a last learning rate, that leaves no room for the cosine between them."""
     scheduler, lr = optim.lr_scheduler, optim.config.lr
@@ -140,11 +179,27 @@ def check_adapters(lora: LoRA) -> None:
         raise ConfigError("peft.target_modules is empty", hint="peft=None trains the whole model")
 
 
+def layers_of_chunks(num_layers: int, strategy: MegatronStrategy) -> list[int]:
+    """How many layers each chunk of the pipeline has: the first chunk of every stage, then the second.
+
+    They differ by one at most, and the last ones have the fewest: the vocabulary's matrix is theirs to multiply with.
+    """
+    if strategy.pipeline_model_parallel_layout is not None:
+        return list(strategy.pipeline_model_parallel_layout)
+    count = strategy.pipeline_model_parallel_size * (strategy.virtual_pipeline_model_parallel_size or 1)
+    each, more = divmod(num_layers, count)
+    return [each + (chunk < more) for chunk in range(count)]
+
+
 def _check_layout(model: GemmaConfig, trainer: Trainer) -> None:
-    tp = trainer.strategy.tensor_model_parallel_size
-    pp = trainer.strategy.pipeline_model_parallel_size
+    strategy = trainer.strategy
+    tp, pp, cp = (
+        strategy.tensor_model_parallel_size,
+        strategy.pipeline_model_parallel_size,
+        strategy.context_parallel_size,
+    )
     ranks = trainer.num_nodes * trainer.devices
-    if min(tp, pp, trainer.num_nodes, trainer.devices) < 1:
+    if min(tp, pp, cp, trainer.num_nodes, trainer.devices) < 1:
         raise ConfigError("trainer.devices, trainer.num_nodes and every parallel size must be at least 1")
     divisible = ("num_attention_heads", "ffn_hidden_size", "vocab_size")
     for name in divisible:
@@ -160,18 +215,81 @@ def _check_layout(model: GemmaConfig, trainer: Trainer) -> None:
             f"{model.num_query_groups} nor is a multiple of it",
             hint=f"one of {_tensor_parallel_sizes(model, divisible)}",
         )
-    if model.num_layers % pp:
-        sizes = [size for size in range(1, model.num_layers + 1) if model.num_layers % size == 0]
+    if strategy.sequence_parallel and tp == 1:
         raise ConfigError(
-            f"trainer.strategy.pipeline_model_parallel_size = {pp} does not divide model.num_layers = "
-            f"{model.num_layers}",
-            hint=f"one of {sizes}",
+            "trainer.strategy.sequence_parallel is set, and trainer.strategy.tensor_model_parallel_size is 1: it "
+            "splits sequences over the tensor-parallel ranks",
+            hint="trainer.strategy.sequence_parallel=False",
         )
-    if ranks % (tp * pp):
+    _check_pipeline(model, strategy)
+    if strategy.overlap_param_gather and not strategy.use_distributed_optimizer:
+        raise ConfigError(
+            "trainer.strategy.overlap_param_gather is set, and trainer.strategy.use_distributed_optimizer is not: "
+            "every rank has all weights",
+            hint="trainer.strategy.use_distributed_optimizer=True, or trainer.strategy.overlap_param_gather=False",
+        )
+    if strategy.overlap_param_gather and not strategy.overlap_grad_reduce:
+        raise ConfigError(
+            "trainer.strategy.overlap_param_gather is set, and trainer.strategy.overlap_grad_reduce is not: weights "
+            "are gathered bucket by bucket, as gradients are reduced",
+            hint="trainer.strategy.overlap_grad_reduce=True",
+        )
+    if trainer.cuda_graphs:
+        for name, alone in RECORDED.items():
+            if getattr(strategy, name) != alone:
+                raise ConfigError(
+                    f"trainer.cuda_graphs is set, and trainer.strategy.{name} is not {alone}: such steps are not "
+                    "recorded",
+                    hint="trainer.cuda_graphs=False",
+                )
+    if ranks % (tp * pp * cp):
+        context = f" x {cp}" if cp > 1 else ""
         raise ConfigError(
             f"trainer.devices = {trainer.devices} x trainer.num_nodes = {trainer.num_nodes} processes cannot be shared "
-            f"out into groups of {tp} x {pp} (tensor x pipeline parallel)",
-            hint=f"trainer.devices={tp * pp}",
+            f"out into groups of {tp} x {pp}{context} (tensor x pipeline{' x context' if cp > 1 else ''} parallel)",
+            hint=f"trainer.devices={tp * pp * cp}",
+        )
+
+
+def _check_pipeline(model: GemmaConfig, strategy: MegatronStrategy) -> None:
+    pp, vp = strategy.pipeline_model_parallel_size, strategy.virtual_pipeline_model_parallel_size
+    if vp is not None and (vp < 2 or pp < 2):
+        raise ConfigError(
+            f"trainer.strategy.virtual_pipeline_model_parallel_size = {vp} with "
+            f"trainer.strategy.pipeline_model_parallel_size = {pp}: chunks take turns on two stages or more, two or "
+            "more on each",
+            hint="trainer.strategy.virtual_pipeline_model_parallel_size=None",
+        )
+    chunks = pp * (vp or 1)
+    if (layout := strategy.pipeline_model_parallel_layout) is not None:
+        even = layers_of_chunks(model.num_layers, replace(strategy, pipeline_model_parallel_layout=None))
+        if len(layout) != chunks or sum(layout) != model.num_layers or min(layout) < 1:
+            raise ConfigError(
+                f"trainer.strategy.pipeline_model_parallel_layout = {layout} does not share out model.num_layers = "
+                f"{model.num_layers} over {chunks} chunk{'s' if chunks > 1 else ''}, one layer each at least",
+                hint=f"trainer.strategy.pipeline_model_parallel_layout={even}, or None, which is the same",
+            )
+    if chunks > model.num_layers:
+        what = "pipeline_model_parallel_size" if vp is None else "virtual_pipeline_model_parallel_size"
+        raise ConfigError(
+            f"trainer.strategy.{what} = {vp or pp} makes {chunks} chunks of model.num_layers = {model.num_layers}",
+            hint=f"at most {model.num_layers} chunks, stages times chunks of a stage",
+        )
+
+
+def _check_sequence(strategy: MegatronStrategy, seq_length: int) -> None:
+    tp, cp = strategy.tensor_model_parallel_size, strategy.context_parallel_size
+    parts, why = 1, ""
+    if cp > 1:  # two chunks a rank
+        parts, why = 2 * cp, f"trainer.strategy.context_parallel_size = {cp} takes it apart into {2 * cp} chunks"
+    if strategy.sequence_parallel:
+        parts = math.lcm(parts, cp * tp)
+        shares = f"trainer.strategy.sequence_parallel shares it out over {tp} tensor-parallel ranks"
+        why = f"{why}, and {shares}" if why else shares
+    if seq_length % parts:
+        raise ConfigError(
+            f"data.seq_length = {seq_length} is no multiple of {parts}: {why}",
+            hint=f"data.seq_length={-(-seq_length // parts) * parts}",
         )
 
 

@@ -30,10 +30,10 @@ def import_hf(source: Path, output: Path) -> Path:
             gemma, MegatronStrategy(), precision=precision, accelerator="cpu", random_weights=False
         )
         model = build_model(config)
-        load_hf_weights(model, source)
+        load_hf_weights([model], source)
         output.parent.mkdir(parents=True, exist_ok=True)
         info = CheckpointInfo(gemma=gemma, precision=precision)
-        write_checkpoint(output, info, model_tensors(model, adapters=False), source)
+        write_checkpoint(output, info, model_tensors([model], adapters=False), source)
     return output
 
 
@@ -42,7 +42,7 @@ def export_hf(source: Path, output: Path, base: Path | None) -> Path:
     _refuse_existing(output)
     info = read_info(source)
     with parallel_context(MegatronStrategy(), accelerator="cpu"):
-        model, assets = load_trained(source, accelerator="cpu", precision=info.precision, base=base)
+        (model,), assets = load_trained(source, accelerator="cpu", precision=info.precision, base=base)
         merge_adapters(model)
         partial = output.with_name(f".{output.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -15,26 +15,26 @@ from gemma_models.modeling.model import GemmaModel
 from launcher.errors import CheckpointError
 
 
-def _mapped_parameters(model: GemmaModel) -> Iterator[tuple[torch.nn.Parameter, Rule, int | None]]:
+def mapped_parameters(model: GemmaModel) -> Iterator[tuple[torch.nn.Parameter, Rule, int | None]]:
     table = rules(model.config.gemma)
-    offset = get_transformer_layer_offset(model.config)
+    offset = get_transformer_layer_offset(model.config, model.vp_stage)
     for name, parameter in model.named_parameters():
         pattern, layer = global_name(name, offset)
         yield parameter, table[pattern], layer
 
 
 @torch.no_grad()
-def load_hf_weights(model: GemmaModel, folder: Path) -> None:
-    """Fill this rank's model from a Hugging Face folder, tensor by tensor, cast to the model's dtype.
+def load_hf_weights(chunks: list[GemmaModel], folder: Path) -> None:
+    """Fill this rank's chunks of a model from a Hugging Face folder, tensor by tensor, cast to the model's dtype.
 
     Raises CheckpointError, before anything is changed, where tensors are missing or are not Gemma's, and where one has
     another shape than the architecture says.
     """
-    gemma = model.config.gemma
+    gemma = chunks[0].config.gemma
     rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
     with open_hf_weights(folder) as weights:
         _check_names(set(hf_tensor_names(gemma)), weights.names(), folder)
-        for parameter, rule, layer in _mapped_parameters(model):
+        for parameter, rule, layer in (mapped for chunk in chunks for mapped in mapped_parameters(chunk)):
             names = rule.hf_names(layer)
             try:
                 full = rule.join([weights.read(name) for name in names], gemma)
@@ -58,5 +58,5 @@ def _check_names(expected: set[str], found: set[str], folder: Path) -> None:
 
 def hf_tensors(model: GemmaModel) -> Iterator[tuple[str, torch.Tensor]]:
     """The model's weights under their Hugging Face names; the model must be whole: one rank, no adapters."""
-    for parameter, rule, layer in _mapped_parameters(model):
+    for parameter, rule, layer in mapped_parameters(model):
         yield from zip(rule.hf_names(layer), rule.split(parameter.detach(), model.config.gemma), strict=True)

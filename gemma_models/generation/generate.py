@@ -26,7 +26,7 @@ def generate_texts(
 ) -> list[str]:
     """See `gemma_models.api.generate`."""
     with parallel_context(MegatronStrategy(), accelerator=accelerator, seed=sampling.seed):
-        model, assets = load_trained(folder, accelerator=accelerator, precision=precision)
+        (model,), assets = load_trained(folder, accelerator=accelerator, precision=precision)
         tokenizer = load_tokenizer(assets)
         stop = end_tokens(assets)
         if chat:

@@ -10,6 +10,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 
 from gemma_models.architectures import GemmaConfig
+from gemma_models.layout import layers_of_chunks
 from gemma_models.modeling.kernels import PLAIN, Kernels
 from gemma_models.settings import MegatronStrategy
 
@@ -84,4 +85,21 @@ def transformer_config(
         perform_initialization=random_weights,
         tensor_model_parallel_size=strategy.tensor_model_parallel_size,
         pipeline_model_parallel_size=strategy.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=strategy.virtual_pipeline_model_parallel_size,
+        pipeline_model_parallel_layout=_pipeline_layout(gemma, strategy),
+        context_parallel_size=strategy.context_parallel_size,
+        sequence_parallel=strategy.sequence_parallel,
+        # Between two stages with several chunks each, sends and receives batched together could be taken for another's.
+        overlap_p2p_comm=strategy.virtual_pipeline_model_parallel_size is not None,
+        batch_p2p_comm=strategy.virtual_pipeline_model_parallel_size is None,
     )
+
+
+def _pipeline_layout(gemma: GemmaConfig, strategy: MegatronStrategy) -> list[list[str]] | None:
+    """What each chunk holds, as Megatron has it: the embedding before the first chunk's layers, the loss last."""
+    if strategy.pipeline_model_parallel_size == 1:
+        return None
+    chunks = [["decoder"] * count for count in layers_of_chunks(gemma.num_layers, strategy)]
+    chunks[0].insert(0, "embedding")
+    chunks[-1].append("loss")
+    return chunks

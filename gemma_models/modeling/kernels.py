@@ -44,9 +44,6 @@ def kernels_for(gemma: GemmaConfig, trainer: Trainer) -> Kernels:
             raise LaunchError("Transformer Engine needs a GPU", hint="trainer.transformer_impl='local'")
         return PLAIN
     _check_linear(trainer)
-    if trainer.cuda_graphs and trainer.strategy.pipeline_model_parallel_size > 1:
-        what = "trainer.cuda_graphs is set, and trainer.strategy.pipeline_model_parallel_size is above 1"
-        raise LaunchError(f"{what}: steps of several stages cannot be recorded", hint="trainer.cuda_graphs=False")
     wanted = trainer.attention
     if wanted == "auto":
         wanted = next((core for core in ("te", "flash") if why_not(core, gemma, trainer) is None), "flex")

@@ -34,15 +34,26 @@ class PostNormAdd(torch.nn.Module):
 
     def __init__(self, config: GemmaTransformerConfig) -> None:
         super().__init__()
-        self.post_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
-        self.add = fused(_add_normed, on=config.kernels.fused)
+        self.post_layernorm = AddedNorm(config, config.hidden_size, config.layernorm_epsilon)
 
     def forward(self, training: bool, fused: bool) -> _Residual:
         return self._add
 
     def _add(self, output_with_bias: tuple[torch.Tensor, Any], residual: torch.Tensor, dropout: float) -> torch.Tensor:
         output, _ = output_with_bias  # Gemma has neither biases nor dropout
-        return self.add(residual, output, self.post_layernorm.weight, self.post_layernorm.eps)
+        added: torch.Tensor = self.post_layernorm(residual, output)
+        return added
+
+
+class AddedNorm(RMSNorm):
+    """``residual + norm(x)`` in one kernel. A module, since Megatron waits for its weight where it is called."""
+
+    def __init__(self, config: GemmaTransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__(config, hidden_size, eps)
+        self.add = fused(_add_normed, on=config.kernels.fused)
+
+    def forward(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return self.add(residual, x, self.weight, self.eps)
 
 
 def _add_normed(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -78,7 +89,7 @@ def layer_spec(config: GemmaTransformerConfig, vp_stage: int | None = None) -> T
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=column,
-            core_attention=core(config.kernels.attention),
+            core_attention=core(config.kernels.attention, context_parallel=config.context_parallel_size > 1),
             linear_proj=row,
             q_layernorm=norm,
             k_layernorm=norm,

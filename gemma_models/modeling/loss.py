@@ -21,12 +21,14 @@ def vocabulary_loss(
     *,
     cap: float | None,
     group: dist.ProcessGroup,
+    reduce: bool = True,
     fuse: bool,
 ) -> torch.Tensor:
     """Sum of ``weights`` times cross-entropy in nats, a float32 scalar.
 
     Shapes: hidden (n, h); weight (vocabulary / TP, h), this rank's rows; labels int64 (n); weights float32 (n).
-    ``cap``: of the final logits (Gemma 2 report, arXiv:2408.00118, section 2). ``group``: tensor parallel.
+    ``cap``: of the final logits (Gemma 2 report, arXiv:2408.00118, section 2). ``group``: tensor parallel. Without
+    ``reduce`` the gradient of ``hidden`` is this rank's part of a sum over the group, which the caller takes.
 
     Gradients are taken with the loss, while the logits are there, as in Liger Kernel's fused linear cross-entropy
     (arXiv:2410.10989, section 3.2); logits and their gradient are in the dtype of the weights, everything between them
@@ -34,7 +36,7 @@ def vocabulary_loss(
     """
     learns = torch.is_grad_enabled()  # in there it never is
     total: torch.Tensor = _VocabularyLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, labels, weights, cap, group, fuse, learns
+        hidden, weight, labels, weights, cap, group, reduce, fuse, learns
     )
     return total
 
@@ -49,6 +51,7 @@ class _VocabularyLoss(torch.autograd.Function):
         weights: torch.Tensor,
         cap: float | None,
         group: dist.ProcessGroup,
+        reduce: bool,
         fuse: bool,
         learns: bool,
     ) -> torch.Tensor:
@@ -72,7 +75,7 @@ class _VocabularyLoss(torch.autograd.Function):
             torch.mm(logits, weight, out=to_hidden[rows])
             if to_weight is not None:
                 add_product(to_weight, logits, hidden[rows])
-        if to_hidden is not None and size > 1:
+        if to_hidden is not None and reduce and size > 1:
             dist.all_reduce(to_hidden, group=group)
         ctx.save_for_backward(to_hidden, to_weight)
         ctx.dtype = weight.dtype
@@ -83,7 +86,7 @@ class _VocabularyLoss(torch.autograd.Function):
         to_hidden, to_weight = ctx.saved_tensors
         if to_weight is not None:
             to_weight = to_weight.mul_(scale).to(ctx.dtype)
-        return to_hidden.mul_(scale), to_weight, None, None, None, None, None, None
+        return to_hidden.mul_(scale), to_weight, *[None] * 7
 
 
 def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:

@@ -11,6 +11,7 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
+    gather_from_sequence_parallel_region,
     set_tensor_model_parallel_attributes,
 )
 
@@ -24,27 +25,38 @@ _SPLIT = (ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding)
 
 
 class GemmaModel(GPTModel):
-    """One pipeline stage of a Gemma: scaled embeddings, Gemma's layers, capped logits over the tied embedding.
+    """One pipeline stage of a Gemma, or with ``vp_stage`` one of its chunks: scaled embeddings, Gemma's layers, capped
+    logits over the tied embedding.
 
     Called with ``input_ids`` and ``position_ids``, int64 (b, s), it returns logits (b, s, vocab / TP), or with
     ``labels``, int64 (b, s), the loss of each token in nats, float32 (b, s). With ``loss_mask``, float32 (b, s), it is
     the sum of the losses times that, a float32 scalar, and no logits are made where it is 0. Rows have the same
     positions; with ``packed_seq_params``, a `PackedRow`, there is one row of documents that do not see each other.
+
+    Under context parallelism s is this rank's share of the sequence, and ``position_ids`` say where it comes from.
     """
 
     config: GemmaTransformerConfig
 
-    def __init__(self, config: GemmaTransformerConfig, *, pre_process: bool = True, post_process: bool = True) -> None:
+    def __init__(
+        self,
+        config: GemmaTransformerConfig,
+        *,
+        pre_process: bool = True,
+        post_process: bool = True,
+        vp_stage: int | None = None,
+    ) -> None:
         gemma = config.gemma
         super().__init__(
             config,
-            layer_spec(config),
+            layer_spec(config, vp_stage),
             vocab_size=gemma.vocab_size,
             max_sequence_length=gemma.max_position_embeddings,
             pre_process=pre_process,
             post_process=post_process,
             share_embeddings_and_output_weights=True,
             position_embedding_type="rope",
+            vp_stage=vp_stage,
         )
         self.rotary_pos_emb = DualRotaryEmbedding(
             gemma, use_cpu_initialization=config.use_cpu_initialization, cp_group=self.pg_collection.cp
@@ -83,6 +95,13 @@ class GemmaModel(GPTModel):
     ) -> torch.Tensor:
         if not self.post_process or labels is None or loss_mask is None:
             return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **kwargs)
+        # A weight that is still being gathered from the data-parallel ranks is waited for where its module is called,
+        # which it is not: the loss makes the logits piece by piece.
+        for wait in self.output_layer._forward_pre_hooks.values():
+            wait(self.output_layer, (hidden_states,))
+        if self.config.sequence_parallel:
+            # Its gradient is summed over the ranks and scattered in one; what they have is their words' part of it.
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.pg_collection.tp)
         # Logits over 262,144 words are the dearest part of a small Gemma: only those that the loss asks for are made.
         # Chosen in the layout of the hidden states, (s, b, h), so that their gradient keeps it.
         hidden, wanted, weights = hidden_states, labels.t(), loss_mask.t()
@@ -98,16 +117,24 @@ class GemmaModel(GPTModel):
             weights,
             cap=self.config.gemma.final_logit_softcapping,
             group=self.pg_collection.tp,
+            reduce=not self.config.sequence_parallel,
             fuse=self.config.kernels.fused,
         )
 
 
-def build_model(config: GemmaTransformerConfig) -> GemmaModel:
-    """Build this rank's stage, with random weights; the process groups must stand."""
+def build_chunks(config: GemmaTransformerConfig) -> list[GemmaModel]:
+    """Build what this rank has of the model, in the order of its layers: one chunk, or as many as a stage has."""
+    count = config.virtual_pipeline_model_parallel_size
+    return [build_model(config)] if count is None else [build_model(config, stage) for stage in range(count)]
+
+
+def build_model(config: GemmaTransformerConfig, vp_stage: int | None = None) -> GemmaModel:
+    """Build this rank's stage, or one chunk of it, with random weights; the process groups must stand."""
     model = GemmaModel(
         config,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+        vp_stage=vp_stage,
     )
     # Megatron marks the weights that tensor parallelism splits, and takes the gradient's norm by these marks; 0.16 does
     # so only while it draws random weights.

@@ -27,19 +27,19 @@ class PackedRow(PackedSeqParams):
             self.made[what] = make()
         return self.made[what]
 
-    def stretch(self, start: int, end: int) -> PackedRow:
-        """The same for the queries of [start, end) alone, and the keys before ``end``."""
+    def stretch(self, start: int, end: int, first_key: int = 0) -> PackedRow:
+        """The same for the queries of [start, end) alone, and the keys of [first_key, end)."""
 
         def cut() -> PackedRow:
             return PackedRow(
                 qkv_format=self.qkv_format,
                 cu_seqlens_q=(self.cu_seqlens_q - start).clamp(0, end - start),
-                cu_seqlens_kv=self.cu_seqlens_kv.clamp(max=end),
+                cu_seqlens_kv=(self.cu_seqlens_kv - first_key).clamp(0, end - first_key),
                 max_seqlen_q=min(self.max_seqlen_q, end - start),
-                max_seqlen_kv=min(self.max_seqlen_kv, end),
+                max_seqlen_kv=min(self.max_seqlen_kv, end - first_key),
             )
 
-        row: PackedRow = self.once((start, end), cut)
+        row: PackedRow = self.once((start, end, first_key), cut)
         return row
 
     def documents(self, queries: int, keys: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -174,17 +174,24 @@ def _root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def model_tensors(model: GemmaModel, *, adapters: bool) -> dict[str, Any]:
-    """The model's tensors as Megatron shards them, or its adapters' alone."""
+def model_tensors(chunks: list[GemmaModel], *, adapters: bool) -> dict[str, Any]:
+    """The model's tensors as Megatron shards them, or its adapters' alone, by chunk and name there."""
     # Layers under numbers of their own: adapters may stand on some of them alone.
-    tensors: dict[str, Any] = model.sharded_state_dict(metadata={"non_homogeneous_layers": True})
-    return {name: tensor for name, tensor in tensors.items() if not adapters or ".adapter_" in name}
+    described = [chunk.sharded_state_dict(metadata={"non_homogeneous_layers": True}) for chunk in chunks]
+    return {
+        f"chunk{number}": {name: tensor for name, tensor in tensors.items() if not adapters or ".adapter_" in name}
+        for number, tensors in enumerate(described)
+    }
 
 
-def load_model(model: GemmaModel, folder: Path, *, adapters: bool = False) -> None:
+def load_model(chunks: list[GemmaModel], folder: Path, *, adapters: bool = False) -> None:
     """Fill the model, or its adapters alone, from a checkpoint written at any parallel layout."""
-    loaded = load_tensors(folder, model_tensors(model, adapters=adapters))
-    model.load_state_dict(loaded, strict=not adapters)
+    _fill(chunks, load_tensors(folder, model_tensors(chunks, adapters=adapters)), adapters=adapters)
+
+
+def _fill(chunks: list[GemmaModel], loaded: dict[str, Any], *, adapters: bool) -> None:
+    for chunk, tensors in zip(chunks, loaded.values(), strict=True):
+        chunk.load_state_dict(tensors, strict=not adapters)
 
 
 def load_tensors(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -207,9 +214,11 @@ def load_tensors(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
     return {name: state[name] for name in tensors}
 
 
-def training_tensors(model: GemmaModel, optimizer: Any, *, adapters: bool, loading: bool = False) -> dict[str, Any]:
+def training_tensors(
+    chunks: list[GemmaModel], optimizer: Any, *, adapters: bool, loading: bool = False
+) -> dict[str, Any]:
     """All that a run resumes from, as Megatron shards it: trained weights, optimizer, this rank's random state."""
-    tensors = model_tensors(model, adapters=adapters)
+    tensors = model_tensors(chunks, adapters=adapters)
     state = {
         "model": tensors,
         "optimizer": optimizer.sharded_state_dict(tensors, is_loading=loading, metadata=_OPTIMIZER_LAYOUT),
@@ -218,16 +227,16 @@ def training_tensors(model: GemmaModel, optimizer: Any, *, adapters: bool, loadi
     return state
 
 
-def restore_training(folder: Path, model: GemmaModel, optimizer: Any, *, adapters: bool) -> None:
+def restore_training(folder: Path, chunks: list[GemmaModel], optimizer: Any, *, adapters: bool) -> None:
     """Put model, optimizer and random numbers where they were when ``folder`` was written.
 
     Random states are one a rank: where another number of processes resumes, they start from the seed.
     """
-    tensors = training_tensors(model, optimizer, adapters=adapters, loading=True)
+    tensors = training_tensors(chunks, optimizer, adapters=adapters, loading=True)
     if read_info(folder).world_size != dist.get_world_size():
         del tensors["random"]
     loaded = load_tensors(folder, tensors)
-    model.load_state_dict(loaded["model"], strict=not adapters)
+    _fill(chunks, loaded["model"], adapters=adapters)
     optimizer.load_state_dict(loaded["optimizer"])
     if "random" in loaded:
         _set_random_state(loaded["random"])

@@ -21,7 +21,7 @@ from gemma_models.data import Batch, DataModule
 from gemma_models.data.batching import real_tokens
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.kernels import kernels_for
-from gemma_models.modeling.model import GemmaModel, build_model
+from gemma_models.modeling.model import GemmaModel, build_chunks
 from gemma_models.peft.adapters import apply_adapters
 from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
 from gemma_models.training.checkpoints import (
@@ -74,11 +74,11 @@ def fit(
     start = 0 if newest is None else check_same_run(newest, gemma, lora, trainer.precision, resume).step
 
     with parallel_context(trainer.strategy, accelerator=trainer.accelerator, seed=trainer.seed) as device:
-        model = _prepare_model(gemma, trainer, resume, lora, resuming=newest is not None)
-        ddp = wrap(model)
+        chunks = _prepare_model(gemma, trainer, resume, lora, resuming=newest is not None)
+        ddp = wrap(chunks, trainer.strategy)
         optimizer, scheduler = build_optimizer(ddp, optim, trainer)
         if newest is not None:
-            restore_training(newest, model, optimizer, adapters=lora is not None)
+            restore_training(newest, chunks, optimizer, adapters=lora is not None)
             scheduler.step(increment=start)
         stepper = Stepper(ddp, optimizer, device, data.seq_length)
         dp = {
@@ -102,7 +102,8 @@ def fit(
                 run=run_id(),
                 world_size=dist.get_world_size(),
             )
-            tensors = training_tensors(model, optimizer, adapters=lora is not None)
+            stepper.gather()
+            tensors = training_tensors(chunks, optimizer, adapters=lora is not None)
             write_checkpoint(folder / f"step_{step:07d}", info, tensors, assets)
             if dist.get_rank() == 0:
                 for old in list(steps(folder).values())[: -log.ckpt.save_last_k]:
@@ -187,8 +188,9 @@ def _beating(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def _prepare_model(
     gemma: GemmaConfig, trainer: Trainer, resume: AutoResume, lora: LoRA | None, *, resuming: bool
-) -> GemmaModel:
-    """This rank's model, with the weights it starts from and its adapters; a resumed run brings its own of these."""
+) -> list[GemmaModel]:
+    """This rank's chunks of the model, with the weights it starts from and its adapters; a resumed run brings its own
+    of these."""
     kernels = kernels_for(gemma, trainer)
     if dist.get_rank() == 0:
         chains = "compiled" if kernels.fused else "as they are"
@@ -201,9 +203,9 @@ def _prepare_model(
         random_weights=resume.restore_config is None,
         kernels=kernels,
     )
-    model = build_model(config)
+    chunks = build_chunks(config)
     if resume.restore_config is not None and (lora is not None or not resuming):
-        load_base(model, resume.restore_config)
+        load_base(chunks, resume.restore_config)
     if lora is not None:
-        apply_adapters([model], lora)
-    return model.cuda() if trainer.accelerator == "gpu" else model
+        apply_adapters(chunks, lora)
+    return [chunk.cuda() for chunk in chunks] if trainer.accelerator == "gpu" else chunks

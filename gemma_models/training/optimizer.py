@@ -16,7 +16,7 @@ from launcher.errors import LaunchError
 
 
 def build_optimizer(
-    model: DistributedDataParallel, optim: MegatronOptimizer, trainer: Trainer
+    chunks: list[DistributedDataParallel], optim: MegatronOptimizer, trainer: Trainer
 ) -> tuple[Optimizer, OptimizerParamScheduler]:
     """AdamW over the parameters that train, with a linear warm-up and a cosine, counted in steps."""
     if trainer.accelerator == "cpu" and importlib.util.find_spec("transformer_engine") is not None:
@@ -36,10 +36,11 @@ def build_optimizer(
         adam_eps=values.adam_eps,
         clip_grad=values.clip_grad,
         bf16=trainer.precision == "bf16",
-        params_dtype=model.module.config.params_dtype,
-        use_distributed_optimizer=False,
+        params_dtype=chunks[0].config.params_dtype,
+        use_distributed_optimizer=trainer.strategy.use_distributed_optimizer,
+        overlap_param_gather=trainer.strategy.overlap_param_gather,
     )
-    optimizer = get_megatron_optimizer(config, [model])
+    optimizer = get_megatron_optimizer(config, chunks)
     return optimizer, _schedule(optimizer, optim, trainer)
 
 

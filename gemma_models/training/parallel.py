@@ -56,6 +56,8 @@ def parallel_context(
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=strategy.tensor_model_parallel_size,
                 pipeline_model_parallel_size=strategy.pipeline_model_parallel_size,
+                virtual_pipeline_model_parallel_size=strategy.virtual_pipeline_model_parallel_size,
+                context_parallel_size=strategy.context_parallel_size,
                 distributed_timeout_minutes=_timeout() / timedelta(minutes=1),
             )
             stack.callback(parallel_state.destroy_model_parallel)
@@ -83,4 +85,6 @@ def _seed(seed: int, accelerator: str) -> None:
     random.seed(seed)
     torch.manual_seed(seed)
     if accelerator == "gpu":
-        tensor_parallel.model_parallel_cuda_manual_seed(seed)
+        tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    else:  # the tracker of a model without dropout: it forks nothing, where there is no GPU to have states
+        tensor_parallel.random.initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)

@@ -12,7 +12,7 @@ from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.hf_config import read_hf_config
 from gemma_models.conversion.weights import load_hf_weights
 from gemma_models.modeling.config import transformer_config
-from gemma_models.modeling.model import GemmaModel, build_model
+from gemma_models.modeling.model import GemmaModel, build_chunks
 from gemma_models.peft.adapters import apply_adapters
 from gemma_models.settings import AutoResume, LoRA, MegatronStrategy, RestoreConfig
 from gemma_models.training.checkpoints import CheckpointInfo, load_model, read_info, steps
@@ -100,7 +100,7 @@ def check_same_run(
     return info
 
 
-def load_base(model: GemmaModel, restore: RestoreConfig) -> None:
+def load_base(chunks: list[GemmaModel], restore: RestoreConfig) -> None:
     """Fill the model, still without adapters, from a Megatron or a Hugging Face folder.
 
     Raises CheckpointError where the folder is of another architecture.
@@ -116,7 +116,7 @@ def load_base(model: GemmaModel, restore: RestoreConfig) -> None:
         found, load = info.gemma, load_model
     else:
         found, load = read_hf_config(folder), load_hf_weights
-    expected = model.config.gemma
+    expected = chunks[0].config.gemma
     # How positions beyond the pretraining length are read is for the recipe to say; the weights fit all the same.
     if replace(found, max_position_embeddings=expected.max_position_embeddings) != expected:
         differing = ", ".join(
@@ -125,7 +125,7 @@ def load_base(model: GemmaModel, restore: RestoreConfig) -> None:
             if getattr(found, name) != getattr(expected, name)
         )
         raise CheckpointError(f"{folder} is of another model than the recipe's: {differing}")
-    load(model, folder)
+    load(chunks, folder)
 
 
 def assets_of(resume: AutoResume) -> Path | None:
@@ -148,12 +148,12 @@ def load_trained(
     base: Path | None = None,
     expected: GemmaConfig | None = None,
     strategy: MegatronStrategy | None = None,
-) -> tuple[GemmaModel, Path]:
-    """This rank's part of a checkpoint's model, adapters included, and the folder with its tokenizer.
+) -> tuple[list[GemmaModel], Path]:
+    """This rank's chunks of a checkpoint's model, adapters included, and the folder with its tokenizer.
 
     ``folder`` is a Megatron checkpoint or a Hugging Face folder; ``base`` replaces the weights that a checkpoint of
     adapters names, where they have moved. ``expected`` is what the model must be; without it, what the checkpoint says.
-    Without a ``strategy`` every rank holds the whole of it.
+    Without a ``strategy`` every rank holds the whole of it, as one chunk.
     """
     folder = checkpoint_folder(folder)
     if not (folder / "checkpoint.json").exists():
@@ -166,12 +166,12 @@ def load_trained(
     config = transformer_config(
         expected or gemma, strategy, precision=precision, accelerator=accelerator, random_weights=False
     )
-    model = build_model(config)
-    load_base(model, RestoreConfig(path=weights))
+    chunks = build_chunks(config)
+    load_base(chunks, RestoreConfig(path=weights))
     if lora is not None:
-        apply_adapters([model], lora)
-        load_model(model, folder, adapters=True)
-    return model.cuda() if accelerator == "gpu" else model, assets_in(folder)
+        apply_adapters(chunks, lora)
+        load_model(chunks, folder, adapters=True)
+    return [chunk.cuda() for chunk in chunks] if accelerator == "gpu" else chunks, assets_in(folder)
 
 
 def _base_of(folder: Path, info: CheckpointInfo) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +16,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module, MegatronModule
 
 from gemma_models.data import Batch
+from gemma_models.modeling.config import GemmaTransformerConfig
+from gemma_models.modeling.cores.context import share
 from gemma_models.modeling.model import GemmaModel
+from gemma_models.settings import MegatronStrategy
 from gemma_models.training.recorded import Recorded, output_of
 from launcher.errors import DataError, LaunchError
 
@@ -23,19 +28,30 @@ WHOLE = 128  # tokens
 _Loss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def wrap(model: GemmaModel) -> DistributedDataParallel:
+def wrap(chunks: list[GemmaModel], strategy: MegatronStrategy) -> list[DistributedDataParallel]:
     """The model as Megatron trains it: cast where it is to be bfloat16, with float32 gradients summed over replicas."""
-    config = model.config
+    config = chunks[0].config
     config.finalize_model_grads_func = finalize_model_grads
-    module = cast(model)  # first: Megatron's wrapper asks at once how losses are averaged
-    return DistributedDataParallel(config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), module)
+    modules = cast(chunks)  # first: Megatron's wrapper asks at once how losses are averaged
+    options = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=strategy.use_distributed_optimizer,
+        overlap_grad_reduce=strategy.overlap_grad_reduce,
+        overlap_param_gather=strategy.overlap_param_gather,
+    )
+    # Later chunks have no one to overlap with: gradients of all of them are there when the first chunk's are.
+    return [
+        DistributedDataParallel(config, replace(options), module, disable_bucketing=number > 0)
+        for number, module in enumerate(modules)
+    ]
 
 
-def cast(model: GemmaModel) -> MegatronModule:
+def cast(chunks: list[GemmaModel]) -> list[MegatronModule]:
     """The model as its loss is taken: cast where it is to be bfloat16."""
     # The loss of a step is the mean over all its tokens that count, however they fall into micro-batches and ranks.
-    model.config.calculate_per_token_loss = True
-    return Float16Module(model.config, model) if model.config.bf16 else model
+    config = chunks[0].config
+    config.calculate_per_token_loss = True
+    return [Float16Module(config, chunk) if config.bf16 else chunk for chunk in chunks]
 
 
 def first(batches: Iterable[Batch], limit: int | None) -> Iterable[Batch]:
@@ -44,31 +60,41 @@ def first(batches: Iterable[Batch], limit: int | None) -> Iterable[Batch]:
 
 
 class Evaluator:
-    """Takes losses on this rank's stage of a model that `cast` or `wrap` made."""
+    """Takes losses on this rank's chunks of a model that `cast` or `wrap` made."""
 
-    def __init__(self, model: MegatronModule, device: torch.device, seq_length: int) -> None:
-        self.model, self.device, self.seq_length = model, device, seq_length
+    def __init__(self, chunks: Sequence[MegatronModule], device: torch.device, seq_length: int) -> None:
+        self.chunks, self.device, self.seq_length = chunks, device, seq_length
+        self.config: GemmaTransformerConfig = chunks[0].config
         self.schedule = get_forward_backward_func()
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> tuple[float, int]:
         """The mean loss in nats over every token of the validation data that counts (NaN where none does), and how
         many those are on all ranks together."""
-        self.model.eval()
+        for chunk in self.chunks:
+            chunk.eval()
         total = tokens = 0.0
-        for batch in batches:
-            loss, count = self._run([batch], forward_only=True)
+        for together in self._turns(batches):
+            loss, count = self._run(together, forward_only=True)
             if count:
                 total, tokens = total + loss * count, tokens + count
         return total / tokens if tokens else float("nan"), int(tokens)
 
+    def _turns(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+        """As many batches as the pipeline takes at once; where stages take turns, one for each of them."""
+        turn = self.config.pipeline_model_parallel_size if len(self.chunks) > 1 else 1
+        rest = iter(batches)
+        while together := list(islice(rest, turn)):
+            nothing = {**together[-1], "loss_mask": torch.zeros_like(together[-1]["loss_mask"])}
+            yield together + [nothing] * (turn - len(together))
+
     def _run(self, micro_batches: list[Batch], forward_only: bool = False) -> tuple[float, float]:
-        _check_tokens(micro_batches, self.model.config.gemma.vocab_size)
+        check_batches(micro_batches, self.config.gemma.vocab_size)
         rows, length = micro_batches[0]["tokens"].shape
         losses = self.schedule(
             forward_step_func=self._forward,
-            data_iterator=self._on_device(micro_batches),
-            model=self.model,
+            data_iterator=self._iterators(micro_batches),
+            model=list(self.chunks),
             num_microbatches=len(micro_batches),
             seq_length=length,
             micro_batch_size=rows,
@@ -76,16 +102,23 @@ class Evaluator:
         )
         # (loss, tokens), summed over the micro-batches, then over the replicas; the last stage tells the others.
         sums = torch.stack(losses).sum(0) if losses else torch.zeros(2, device=self.device)
-        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
             last = parallel_state.get_pipeline_model_parallel_last_rank()
             dist.broadcast(sums, src=last, group=parallel_state.get_pipeline_model_parallel_group())
         total, tokens = sums.tolist()
         return total / tokens if tokens else 0.0, tokens
 
+    def _iterators(self, batches: list[Batch]) -> Iterator[Batch] | list[Iterator[Batch]]:
+        """What the schedule takes batches from: one iterator, or one for each chunk."""
+        if len(self.chunks) == 1:
+            return self._on_device(batches)
+        there = list(self._on_device(batches))
+        return [iter(there) for _ in self.chunks]
+
     def _on_device(self, batches: list[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in shared(batch).items()}
 
     def _forward(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Any]:
         batch = next(batches)
@@ -95,18 +128,36 @@ class Evaluator:
 class Stepper(Evaluator):
     """Runs steps as well."""
 
-    def __init__(self, model: DistributedDataParallel, optimizer: Any, device: torch.device, seq_length: int) -> None:
-        super().__init__(model, device, seq_length)
+    chunks: list[DistributedDataParallel]
+
+    def __init__(
+        self, chunks: list[DistributedDataParallel], optimizer: Any, device: torch.device, seq_length: int
+    ) -> None:
+        super().__init__(chunks, device, seq_length)
         self.optimizer = optimizer
-        model.config.grad_scale_func = optimizer.scale_loss
-        model.config.no_sync_func = model.no_sync
+        self.config.grad_scale_func = optimizer.scale_loss
+        no_sync = [chunk.no_sync for chunk in chunks]
+        self.config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
         self._steps = 0
         self._graph: Recorded | None = None
 
+    def validate(self, batches: Iterable[Batch]) -> tuple[float, int]:
+        """See `Evaluator`."""
+        self.gather()
+        return super().validate(batches)
+
+    def gather(self) -> None:
+        """Make the weights whole on every rank, where some are still gathered while the next step uses them."""
+        for chunk in self.chunks:
+            if chunk.use_forward_hook:
+                chunk.disable_forward_pre_hook(param_sync=True)
+                chunk.enable_forward_pre_hook()
+
     def train(self, micro_batches: list[Batch]) -> tuple[float, float, int]:
         """One optimizer step: the loss in nats a token, the gradient's norm, and the tokens that this rank read."""
-        self.model.train()
-        self.model.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         recorded = self._recorded(micro_batches)
         loss = self._run(micro_batches)[0] if recorded is None else self._replay(recorded, micro_batches)
@@ -115,7 +166,7 @@ class Stepper(Evaluator):
 
     def _recorded(self, micro_batches: list[Batch]) -> Recorded | None:
         """The recording that does for these, where there are to be recordings."""
-        kernels = self.model.config.kernels
+        kernels = self.config.kernels
         if not kernels.graphs:
             return None
         length = micro_batches[0]["tokens"].shape[1]
@@ -127,27 +178,40 @@ class Stepper(Evaluator):
             )
         self._steps += 1
         if self._graph is None and self._steps > BEFORE_RECORDING:
-            self._graph = Recorded(self.model, micro_batches[0], self.device, self.seq_length)
-            self.model.zero_grad_buffer()  # of what ran before it was recorded nothing is left
+            self._graph = Recorded(self.chunks[0], micro_batches[0], self.device, self.seq_length)
+            self.chunks[0].zero_grad_buffer()  # of what ran before it was recorded nothing is left
         if self._graph is not None and all(map(self._graph.fits, micro_batches)):
             return self._graph
         return None
 
     def _replay(self, recorded: Recorded, micro_batches: list[Batch]) -> float:
         """As `_run`, on one pipeline stage."""
-        _check_tokens(micro_batches, self.model.config.gemma.vocab_size)
+        check_batches(micro_batches, self.config.gemma.vocab_size)
         sums = torch.zeros(2, device=self.device)
         for batch in micro_batches:
             sums += recorded.run(batch)
-        finalize_model_grads([self.model], sums[1].int())
+        finalize_model_grads(self.chunks, sums[1].int())
         dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
         total, tokens = sums.tolist()
         return total / tokens if tokens else 0.0
 
 
-def _check_tokens(batches: list[Batch], vocab_size: int) -> None:
-    """Raises DataError for a token that the model does not know: split over ranks, an embedding reads it as nothing."""
+def shared(batch: Batch) -> Batch:
+    """This rank's part of the sequences, where they are split over a context-parallel group."""
+    size = parallel_state.get_context_parallel_world_size()
+    if size == 1:
+        return batch
+    rank = parallel_state.get_context_parallel_rank()
+    return {name: share(tensor, rank, size, dim=1) if tensor.dim() > 1 else tensor for name, tensor in batch.items()}
+
+
+def check_batches(batches: list[Batch], vocab_size: int) -> None:
+    """Raises DataError for a token that the model does not know (split over ranks, an embedding reads it as nothing),
+    and for rows of a batch at different positions, of which there is one rotary table."""
     for batch in batches:
+        places = batch["position_ids"]
+        if len(places) > 1 and not torch.equal(places, places[:1].expand_as(places)):
+            raise DataError("the rows of a batch have different position_ids", hint="data.micro_batch_size=1")
         for ids in (batch["tokens"], batch["labels"][batch["loss_mask"] > 0]):
             if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
                 wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())

@@ -41,7 +41,7 @@ def measure(
     data.setup(load_tokenizer(assets) if named or has_tokenizer(assets) else None)
     data.validation_batches(dp_rank=0, dp_size=1)  # missing data is an error now, and not when the model is loaded
     with parallel_context(trainer.strategy, accelerator=trainer.accelerator, seed=trainer.seed) as device:
-        model, _ = load_trained(
+        chunks, _ = load_trained(
             folder,
             accelerator=trainer.accelerator,
             precision=trainer.precision,
@@ -51,7 +51,7 @@ def measure(
         batches = data.validation_batches(
             dp_rank=parallel_state.get_data_parallel_rank(), dp_size=parallel_state.get_data_parallel_world_size()
         )
-        evaluator = Evaluator(cast(model), device, data.seq_length)
+        evaluator = Evaluator(cast(chunks), device, data.seq_length)
         loss, tokens = evaluator.validate(first(batches, trainer.limit_val_batches))
         # Without a launcher nothing is written: the metrics in the run's own folder are those of its training.
         writes = dist.get_rank() == 0 and JOB_DIR in os.environ

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import launcher
 from gemma_models import gemma3_1b
 from gemma_models.architectures import ARCHITECTURES
-from gemma_models.layout import check_recipe, check_training
+from gemma_models.layout import check_recipe, check_training, layers_of_chunks
 from gemma_models.settings import MegatronStrategy, Trainer
 from launcher.errors import ConfigError
 
@@ -65,10 +66,116 @@ def test_a_vocabulary_that_does_not_divide() -> None:
         check_training(odd, Trainer(max_steps=1, devices=2, strategy=two), 8, 2)
 
 
-def test_stages_that_do_not_divide_the_layers() -> None:
-    with pytest.raises(ConfigError, match=r"parallel_size = 4 does not divide model.num_layers = 26") as raised:
-        check("gemma3_1b", pp=4, devices=4)
-    assert "try: one of [1, 2, 13, 26]" in str(raised.value)
+@pytest.mark.parametrize(
+    ("size", "pp", "vp", "expected"),
+    [
+        ("gemma3_27b", 4, None, [16, 16, 15, 15]),
+        ("gemma3_1b", 4, None, [7, 7, 6, 6]),
+        ("gemma3_27b", 4, 2, [8, 8, 8, 8, 8, 8, 7, 7]),
+        ("gemma2_27b", 2, None, [23, 23]),
+    ],
+)
+def test_stages_share_the_layers(size: str, pp: int, vp: int | None, expected: list[int]) -> None:
+    strategy = MegatronStrategy(pipeline_model_parallel_size=pp, virtual_pipeline_model_parallel_size=vp)
+    check_training(ARCHITECTURES[size], Trainer(max_steps=1, devices=pp, strategy=strategy), 128, pp)
+    assert layers_of_chunks(ARCHITECTURES[size].num_layers, strategy) == expected
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "sequence parallel alone": (
+        {"sequence_parallel": True},
+        "trainer.strategy.sequence_parallel is set, and trainer.strategy.tensor_model_parallel_size is 1",
+        "trainer.strategy.sequence_parallel=False",
+    ),
+    "a sequence that tensor-parallel ranks cannot share": (
+        {"tensor_model_parallel_size": 4, "sequence_parallel": True, "seq_length": 130},
+        "data.seq_length = 130 is no multiple of 4: trainer.strategy.sequence_parallel shares it out over 4",
+        "data.seq_length=132",
+    ),
+    "a sequence that cannot be cut into chunks": (
+        {"context_parallel_size": 4, "seq_length": 100},
+        "data.seq_length = 100 is no multiple of 8: trainer.strategy.context_parallel_size = 4 takes it apart into 8",
+        "data.seq_length=104",
+    ),
+    "both at once": (
+        {"tensor_model_parallel_size": 4, "sequence_parallel": True, "context_parallel_size": 2, "seq_length": 100},
+        "data.seq_length = 100 is no multiple of 8",
+        "data.seq_length=104",
+    ),
+    "chunks on one stage": (
+        {"virtual_pipeline_model_parallel_size": 2},
+        "virtual_pipeline_model_parallel_size = 2 with trainer.strategy.pipeline_model_parallel_size = 1",
+        "trainer.strategy.virtual_pipeline_model_parallel_size=None",
+    ),
+    "one chunk a stage": (
+        {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 1},
+        "virtual_pipeline_model_parallel_size = 1",
+        "trainer.strategy.virtual_pipeline_model_parallel_size=None",
+    ),
+    "too few micro-batches for chunks": (
+        {"pipeline_model_parallel_size": 4, "virtual_pipeline_model_parallel_size": 2, "global_batch_size": 6},
+        "data.global_batch_size = 6 makes 6 micro-batches a step",
+        "data.global_batch_size=8",
+    ),
+    "a layout of another model": (
+        {"pipeline_model_parallel_size": 4, "pipeline_model_parallel_layout": [7, 7, 7, 7]},
+        "pipeline_model_parallel_layout = [7, 7, 7, 7] does not share out model.num_layers = 26 over 4 chunks",
+        "trainer.strategy.pipeline_model_parallel_layout=[7, 7, 6, 6], or None",
+    ),
+    "a stage without layers": (
+        {"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": [26, 0]},
+        "does not share out model.num_layers = 26 over 2 chunks, one layer each at least",
+        "trainer.strategy.pipeline_model_parallel_layout=[13, 13]",
+    ),
+    "more stages than layers": (
+        {"pipeline_model_parallel_size": 27},
+        "trainer.strategy.pipeline_model_parallel_size = 27 makes 27 chunks of model.num_layers = 26",
+        "at most 26 chunks",
+    ),
+    "weights gathered of no one": (
+        {"overlap_param_gather": True, "overlap_grad_reduce": True},
+        "overlap_param_gather is set, and trainer.strategy.use_distributed_optimizer is not",
+        "trainer.strategy.use_distributed_optimizer=True",
+    ),
+    "weights gathered, gradients not reduced": (
+        {"overlap_param_gather": True, "use_distributed_optimizer": True},
+        "overlap_param_gather is set, and trainer.strategy.overlap_grad_reduce is not",
+        "trainer.strategy.overlap_grad_reduce=True",
+    ),
+    "recorded steps of several stages": (
+        {"pipeline_model_parallel_size": 2, "cuda_graphs": True},
+        "trainer.cuda_graphs is set, and trainer.strategy.pipeline_model_parallel_size is not 1",
+        "trainer.cuda_graphs=False",
+    ),
+    "recorded steps of split sequences": (
+        {"context_parallel_size": 2, "cuda_graphs": True},
+        "trainer.cuda_graphs is set, and trainer.strategy.context_parallel_size is not 1",
+        "trainer.cuda_graphs=False",
+    ),
+    "recorded steps whose gradients are reduced meanwhile": (
+        {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "cuda_graphs": True},
+        "trainer.cuda_graphs is set, and trainer.strategy.overlap_grad_reduce is not False",
+        "trainer.cuda_graphs=False",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_is_refused_by_name(name: str) -> None:
+    values, message, hint = REFUSED[name]
+    recipe = gemma3_1b.pretrain_recipe()
+    recipe.data.seq_length, recipe.data.global_batch_size, recipe.data.micro_batch_size = 128, 8, 1
+    for field, value in values.items():
+        owner = next(part for part in (recipe.data, recipe.trainer.strategy, recipe.trainer) if hasattr(part, field))
+        setattr(owner, field, value)
+    strategy = recipe.trainer.strategy
+    recipe.trainer.devices = (
+        strategy.tensor_model_parallel_size * strategy.pipeline_model_parallel_size * strategy.context_parallel_size
+    )
+    with pytest.raises(ConfigError) as raised:
+        check_recipe(recipe, ranks=recipe.trainer.devices)
+    assert message in str(raised.value) and f"try: {hint}" in str(raised.value)
+    assert "test_layout.py" in (raised.value.where or "")
 
 
 def test_processes_that_do_not_divide() -> None:

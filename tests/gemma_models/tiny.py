@@ -65,7 +65,7 @@ def our_model(
     )
     with parallel_context(strategy, accelerator=accelerator) as device, torch.no_grad():
         model = build_model(config).to(device)
-        load_hf_weights(model, folder)
+        load_hf_weights([model], folder)
         yield model.eval()
 
 

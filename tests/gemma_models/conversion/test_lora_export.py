@@ -48,7 +48,7 @@ def test_the_exported_model_is_the_trained_one(trained: Path, tmp_path: Path) ->
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager").eval()
     base = AutoModelForCausalLM.from_pretrained(trained.parents[2] / "base", attn_implementation="eager").eval()
     with parallel_context(MegatronStrategy(), accelerator="cpu"), torch.no_grad():
-        model, _ = load_trained(trained, accelerator="cpu", precision="fp32")
+        (model,), _ = load_trained(trained, accelerator="cpu", precision="fp32")
         ours = logits(model.eval(), IDS)
         assert (ours - merged(IDS).logits).abs().max() <= TOLERANCE
         assert (ours - base(IDS).logits).abs().max() > 100 * TOLERANCE, "training must have changed the model"
@@ -82,7 +82,7 @@ def put_adapter_in(held: list[torch.Tensor], norm: torch.nn.Module, args: Any, o
 
 def test_merging_keeps_the_function(trained: Path) -> None:
     with parallel_context(MegatronStrategy(), accelerator="cpu"), torch.no_grad():
-        model, _ = load_trained(trained, accelerator="cpu", precision="fp32")
+        (model,), _ = load_trained(trained, accelerator="cpu", precision="fp32")
         before = logits(model.eval(), IDS)
         merge_adapters(model)
         assert not any(isinstance(module, LoRALinear) for module in model.modules())

@@ -7,7 +7,7 @@ import pytest
 from gemma_models.architectures import ARCHITECTURES
 from gemma_models.modeling import kernels
 from gemma_models.modeling.kernels import PLAIN, kernels_for, why_not
-from gemma_models.settings import MegatronStrategy, Trainer
+from gemma_models.settings import Trainer
 from launcher.errors import LaunchError
 
 GEMMA2, GEMMA3 = ARCHITECTURES["gemma2_2b"], ARCHITECTURES["gemma3_1b"]
@@ -24,12 +24,6 @@ def test_what_is_asked_for_and_not_there_is_refused() -> None:
         kernels_for(GEMMA2, Trainer(max_steps=1, attention="flash"))
     assert kernels_for(GEMMA2, Trainer(max_steps=1)).attention == "flex"
     assert kernels_for(GEMMA2, Trainer(max_steps=1, attention="local", fusion=False)) == PLAIN
-
-
-def test_a_step_of_several_stages_is_not_recorded() -> None:
-    stages = Trainer(max_steps=1, cuda_graphs=True, strategy=MegatronStrategy(pipeline_model_parallel_size=2))
-    with pytest.raises(LaunchError, match="steps of several stages cannot be recorded"):
-        kernels_for(GEMMA3, stages)
 
 
 def test_transformer_engine_has_no_softcap(monkeypatch: pytest.MonkeyPatch) -> None:

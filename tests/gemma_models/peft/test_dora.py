@@ -195,7 +195,7 @@ def test_the_same_in_two_processes(runs: Path, layout: str) -> None:
     with parallel_context(MegatronStrategy(), accelerator="cpu"), torch.no_grad():
         for run in ("base", "one", layout):
             folder = max((runs / run / "checkpoints").iterdir())
-            model, _ = load_trained(folder, accelerator="cpu", precision="fp32")
+            (model,), _ = load_trained(folder, accelerator="cpu", precision="fp32")
             found.append(logits(model.eval(), IDS % 96))
             if run != "base":
                 names = {name.removeprefix("decoder.layers.") for name in doras(model)}
@@ -227,7 +227,7 @@ def test_a_checkpoint_says_which_kind_it_is(runs: Path, tmp_path: Path) -> None:
 def test_lengths_are_trained(runs: Path) -> None:
     assert losses(runs / "one")[8] < losses(runs / "one")[1]
     with parallel_context(MegatronStrategy(), accelerator="cpu"), torch.no_grad():
-        model, _ = load_trained(runs / "one/checkpoints/step_0000008", accelerator="cpu", precision="fp32")
+        (model,), _ = load_trained(runs / "one/checkpoints/step_0000008", accelerator="cpu", precision="fp32")
         for linear in doras(model).values():
             assert not torch.allclose(linear.adapter_magnitude, linear.base.weight.norm(dim=1), rtol=1e-4)
             assert linear.adapter_out.weight.count_nonzero() > 0

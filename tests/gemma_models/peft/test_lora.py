@@ -155,8 +155,8 @@ def test_training_leaves_the_base_alone(tmp_path: Path) -> None:
     lora = LoRA(dim=4, alpha=8.0, target_modules=["*.layers.1.*"])
     launcher.run(recipe(tmp_path, "lora", steps=4, base=base, peft=lora), direct=True)
     folder = tmp_path / "lora" / "checkpoints" / "step_0000004"
-    before, _ = load_trained(base, accelerator="cpu", precision="fp32")
-    after, _ = load_trained(folder, accelerator="cpu", precision="fp32")
+    (before,), _ = load_trained(base, accelerator="cpu", precision="fp32")
+    (after,), _ = load_trained(folder, accelerator="cpu", precision="fp32")
     kept = {name.replace(".base.", "."): tensor for name, tensor in after.state_dict().items() if tensor is not None}
     for name, parameter in before.named_parameters():
         assert torch.equal(kept[name], parameter)

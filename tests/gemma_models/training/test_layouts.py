@@ -97,7 +97,7 @@ def test_a_checkpoint_of_two_processes_is_read_by_one(runs: tuple[Path, list[Any
     logits = []
     with parallel_context(MegatronStrategy(), accelerator="cpu"), torch.no_grad():
         for run, step in ((f"{name}-base", 1), (f"{name}-{alone(layout)}", 10), (f"{name}-{layout}", 10)):
-            model, _ = load_trained(checkpoint(runs[0] / run, step), accelerator="cpu", precision="fp32")
+            (model,), _ = load_trained(checkpoint(runs[0] / run, step), accelerator="cpu", precision="fp32")
             logits.append(model.eval()(tokens, positions, None))
     untrained, single, spread = logits
     torch.testing.assert_close(spread, single, atol=2e-3, rtol=0)
