@@ -133,12 +133,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "at most 26 chunks",
     ),
     "weights gathered of no one": (
-        {"overlap_param_gather": True, "overlap_grad_reduce": True},
+        {"overlap_param_gather": True, "overlap_grad_reduce": True, "use_distributed_optimizer": False},
         "overlap_param_gather is set, and trainer.strategy.use_distributed_optimizer is not",
         "trainer.strategy.use_distributed_optimizer=True",
     ),
     "weights gathered, gradients not reduced": (
-        {"overlap_param_gather": True, "use_distributed_optimizer": True},
+        {"overlap_param_gather": True, "overlap_grad_reduce": False, "use_distributed_optimizer": True},
         "overlap_param_gather is set, and trainer.strategy.overlap_grad_reduce is not",
         "trainer.strategy.overlap_grad_reduce=True",
     ),
