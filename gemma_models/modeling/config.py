@@ -21,6 +21,7 @@ class GemmaTransformerConfig(TransformerConfig):
 
     gemma: GemmaConfig = None  # type: ignore[assignment] # fields after defaulted ones need a default
     kernels: Kernels = PLAIN
+    recompute_layers: bool = False
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
@@ -36,6 +37,7 @@ def transformer_config(
     accelerator: Literal["gpu", "cpu"],
     random_weights: bool = True,
     kernels: Kernels = PLAIN,
+    recompute: Literal["selective", "full"] | None = None,
 ) -> GemmaTransformerConfig:
     """Translate a Gemma and a parallel layout into Megatron's terms.
 
@@ -49,6 +51,9 @@ def transformer_config(
     return GemmaTransformerConfig(
         gemma=gemma,
         kernels=kernels,
+        # Whole layers are recomputed by themselves (recompute.py), attention where Megatron asks for it.
+        recompute_layers=recompute == "full",
+        recompute_granularity="selective" if recompute == "selective" else None,
         num_layers=gemma.num_layers,
         hidden_size=gemma.hidden_size,
         ffn_hidden_size=gemma.ffn_hidden_size,

@@ -14,13 +14,14 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from gemma_models.modeling.attention import GemmaSelfAttention
 from gemma_models.modeling.config import GemmaTransformerConfig
 from gemma_models.modeling.cores import core
 from gemma_models.modeling.fused import fused
 from gemma_models.modeling.norms import RMSNorm, rms_norm
+from gemma_models.modeling.recompute import GemmaLayer
 
 _Residual = Callable[[tuple[torch.Tensor, Any], torch.Tensor, float], torch.Tensor]
 
@@ -97,7 +98,7 @@ def layer_spec(config: GemmaTransformerConfig, vp_stage: int | None = None) -> T
     )
     residual = ModuleSpec(module=PostNormAdd, params={"config": config})
     layer = ModuleSpec(
-        module=TransformerLayer,
+        module=GemmaLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=attention,

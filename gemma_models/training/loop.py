@@ -202,6 +202,7 @@ def _prepare_model(
         accelerator=trainer.accelerator,
         random_weights=resume.restore_config is None,
         kernels=kernels,
+        recompute=trainer.recompute_granularity,
     )
     chunks = build_chunks(config)
     if resume.restore_config is not None and (lora is not None or not resuming):
