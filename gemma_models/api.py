@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.data import DataModule
-from gemma_models.layout import check_micro_batches, check_recipe, check_schedule, check_training, check_validation
+from gemma_models.layout import (
+    check_micro_batches,
+    check_recipe,
+    check_saving,
+    check_schedule,
+    check_training,
+    check_validation,
+)
 from gemma_models.settings import CHECKPOINTS, SAVE_DIR, AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
 from launcher.checks import checked_by, keeps
 from launcher.errors import ConfigError
@@ -52,6 +59,7 @@ def train(
     check_training(model, trainer, data.seq_length, int(os.environ.get("WORLD_SIZE", "1")))
     check_micro_batches(trainer, data)
     check_schedule(optim, trainer.max_steps)
+    check_saving(log, trainer)
     return fit(model, data, trainer, optim, log, resume, peft, tokenizer)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.memory import check_memory
-from gemma_models.settings import LoRA, MegatronOptimizer, MegatronStrategy, Trainer
+from gemma_models.settings import Logger, LoRA, MegatronOptimizer, MegatronStrategy, Trainer
 from launcher.errors import ConfigError, LaunchError, RanksError
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
         check_micro_batches(trainer, recipe.data)
         if schedule:
             check_schedule(build(recipe.optim), trainer.max_steps)
+            check_saving(build(recipe.log), trainer)
         lora = build(getattr(recipe, "peft", None))
         if isinstance(lora, LoRA):
             check_adapters(lora)
@@ -81,7 +82,7 @@ def _blame(recipe: Partial[Any], message: str) -> str | None:
 
     for word in message.replace(",", " ").split():
         *path, name = word.split(".")
-        if path and path[0] in ("model", "trainer", "data", "optim", "peft"):
+        if path and path[0] in ("model", "trainer", "data", "optim", "peft", "log"):
             config: Any = recipe
             for part in path:
                 config = getattr(config, part)
@@ -167,6 +168,16 @@ def check_schedule(optim: MegatronOptimizer, max_steps: int) -> None:
         )
     if not 0.0 <= scheduler.min_lr <= lr:
         raise ConfigError(f"optim.lr_scheduler.min_lr = {scheduler.min_lr} is not between 0 and optim.config.lr = {lr}")
+
+
+def check_saving(log: Logger, trainer: Trainer) -> None:
+    """Raises ConfigError where the best checkpoints are to be kept, and nothing says which these are."""
+    if log.ckpt.save_top_k and trainer.val_check_interval is None:
+        raise ConfigError(
+            f"log.ckpt.save_top_k = {log.ckpt.save_top_k} keeps the checkpoints of lowest validation loss, and "
+            "trainer.val_check_interval is not set",
+            hint="trainer.val_check_interval=N, with log.ckpt.every_n_train_steps a multiple of it",
+        )
 
 
 def check_adapters(lora: LoRA) -> None:

@@ -143,15 +143,21 @@ class DoRA(LoRA):
 
 @dataclass(kw_only=True)
 class ModelCheckpoint:
-    """When to save, and how many to keep: the newest ``save_last_k``, each ``every_n_train_steps`` apart.
+    """When to save, and how many to keep: the newest ``save_last_k``, each ``every_n_train_steps`` apart, and the
+    ``save_top_k`` of lowest validation loss among those whose step was validated.
 
-    The last step of a run is always saved. ``every_n_train_steps=None`` saves that one only.
+    The last step of a run is always saved. ``every_n_train_steps=None`` saves that one only. With ``async_save``
+    training goes on while a copy of the checkpoint, which takes that much of the machine's memory, is written.
     """
 
     every_n_train_steps: int | None = None
     save_last_k: int = 2
+    save_top_k: int = 0
+    async_save: bool = False
 
     def __post_init__(self) -> None:
+        if self.save_top_k < 0:
+            raise ConfigError(f"log.ckpt.save_top_k is {self.save_top_k}; it must be at least 0")
         for name in ("every_n_train_steps", "save_last_k"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -14,9 +14,10 @@ from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.model import build_model
 from gemma_models.peft.adapters import merge_adapters
 from gemma_models.settings import MegatronStrategy
-from gemma_models.training.checkpoints import CheckpointInfo, model_tensors, read_info, write_checkpoint
+from gemma_models.training.checkpoints import CheckpointInfo, model_tensors, read_info
 from gemma_models.training.parallel import parallel_context
 from gemma_models.training.restore import load_trained
+from gemma_models.training.saving import write_checkpoint
 from launcher.errors import CheckpointError
 
 

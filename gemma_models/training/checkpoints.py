@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import queue
 import random
 import re
-import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint import CheckpointException
 
 from gemma_models.architectures import GemmaConfig
@@ -44,7 +40,7 @@ _OPTIMIZER_LAYOUT = {"chained_optim_avoid_prefix": True}
 @dataclass(kw_only=True)
 class CheckpointInfo:
     """What checkpoint.json says. ``base`` is the checkpoint that ``lora``'s adapters stand on; ``run`` whose training
-    it is.
+    it is; ``val_loss`` the validation loss of its step, in nats a token, where it was taken.
 
     ``files`` holds the size in bytes of each file in weights/, by which a damaged copy is known before it is read.
     """
@@ -52,6 +48,7 @@ class CheckpointInfo:
     gemma: GemmaConfig
     precision: str
     step: int = 0
+    val_loss: float | None = None
     lora: LoRA | None = None
     base: str | None = None
     run: str | None = None
@@ -97,72 +94,16 @@ def steps(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def write_checkpoint(target: Path, info: CheckpointInfo, tensors: dict[str, Any], assets: Path | None) -> None:
-    """Write a whole checkpoint at ``target``, or nothing; every rank calls it. ``assets`` is a
-    folder whose tokenizer and config.json become its hf/.
-
-    Raises CheckpointError, on every rank, where something stands at ``target`` or one rank could not write its part (a
-    full disk); other checkpoints are not touched.
-    """
-    partial = target.with_name(f".{target.name}.partial")
-    first = dist.get_rank() == 0
-
-    def prepare() -> None:
-        if first:
-            if target.exists():
-                raise FileExistsError(f"{target} exists")
-            shutil.rmtree(partial, ignore_errors=True)
-            (partial / "weights").mkdir(parents=True)
-
-    def failed(cause: str) -> CheckpointError:
-        if first:
-            shutil.rmtree(partial, ignore_errors=True)
-        return CheckpointError(
-            f"could not save {target}: {cause}", hint="earlier checkpoints are whole; free some space, or move log.dir"
-        )
-
-    def write() -> None:
-        # The queue through which Megatron hears of a write that is done. Its own comes from a process started for it,
-        # which runs the user's script once more; here the write is done before the queue is read.
-        filesystem_async._results_queue = queue.Queue()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own, about its own deprecated names
-            try:
-                dist_checkpointing.save(tensors, str(partial / "weights"))
-            except Exception as error:
-                # Unlike a CheckpointException this is one rank's alone, and the others wait for it inside Megatron: it
-                # cannot tell them, only leave, which ends their waiting.
-                raise failed(_root_cause(error)) from error
-
-    def complete() -> None:
-        if first:
-            write_assets(assets, partial / "hf", info.gemma)
-            sizes = {path.name: path.stat().st_size for path in (partial / "weights").iterdir()}
-            whole = dataclasses.replace(info, files=sizes)
-            (partial / "checkpoint.json").write_text(whole.dump(), encoding="utf-8")
-            partial.rename(target)
-
-    for part in (prepare, write, complete):
-        failure = _first_failure(part)
-        if failure is not None:
-            raise failed(failure)
+def complete(partial: Path, target: Path, info: CheckpointInfo, assets: Path | None) -> None:
+    """Make a whole checkpoint at ``target`` of a folder beside it that has the weights/."""
+    write_assets(assets, partial / "hf", info.gemma)
+    sizes = {path.name: path.stat().st_size for path in (partial / "weights").iterdir()}
+    whole = dataclasses.replace(info, files=sizes)
+    (partial / "checkpoint.json").write_text(whole.dump(), encoding="utf-8")
+    partial.rename(target)
 
 
-def _first_failure(part: Callable[[], None]) -> str | None:
-    """Run ``part`` on every rank; what went wrong on the first one where something did."""
-    failure = None
-    try:
-        part()
-    except CheckpointError:
-        raise
-    except (Exception, CheckpointException) as error:  # whatever it is, the other ranks must hear of it
-        failure = _root_cause(error)
-    failures: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure)
-    return next((text for text in failures if text is not None), None)
-
-
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """What went wrong at the bottom. torch's CheckpointException, which is no Exception, holds it by rank."""
     while True:
         if isinstance(error, CheckpointException) and error.failures:
@@ -209,7 +150,7 @@ def load_tensors(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             state: dict[str, Any] = dist_checkpointing.load(tensors, str(folder / "weights"))
     except (Exception, CheckpointException) as error:  # a dozen kinds, for a file that is not as it was written
-        raise CheckpointError(f"the weights in {folder} cannot be read: {_root_cause(error)}", hint=hint) from error
+        raise CheckpointError(f"the weights in {folder} cannot be read: {root_cause(error)}", hint=hint) from error
     # Megatron also returns what it does not shard, whoever asked: a training checkpoint's optimizer settings.
     return {name: state[name] for name in tensors}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -29,12 +28,12 @@ from gemma_models.training.checkpoints import (
     restore_training,
     steps,
     training_tensors,
-    write_checkpoint,
 )
 from gemma_models.training.metrics import MetricsWriter, peak_memory
 from gemma_models.training.optimizer import build_optimizer
 from gemma_models.training.parallel import parallel_context
 from gemma_models.training.restore import assets_of, base_path, check_same_run, find_resume, load_base, run_id
+from gemma_models.training.saving import Checkpoints
 from gemma_models.training.steps import Stepper, first, wrap
 from gemma_models.training.stop import asked_to_stop, note_saved
 from launcher.errors import LaunchError
@@ -92,22 +91,21 @@ def fit(
             metrics.write(step=step, max_steps=trainer.max_steps, val_loss=loss)
             return loss
 
-        def save(step: int) -> None:
+        checkpoints = Checkpoints(folder, log.ckpt, assets, device)
+
+        def save(step: int, val_loss: float | None = None) -> None:
             info = CheckpointInfo(
                 gemma=gemma,
                 precision=trainer.precision,
                 step=step,
+                val_loss=val_loss,
                 lora=lora,
                 base=base_path(resume) if lora else None,
                 run=run_id(),
                 world_size=dist.get_world_size(),
             )
             stepper.gather()
-            tensors = training_tensors(chunks, optimizer, adapters=lora is not None)
-            write_checkpoint(folder / f"step_{step:07d}", info, tensors, assets)
-            if dist.get_rank() == 0:
-                for old in list(steps(folder).values())[: -log.ckpt.save_last_k]:
-                    shutil.rmtree(old)
+            checkpoints.save(info, training_tensors(chunks, optimizer, adapters=lora is not None))
 
         loss = val_loss = None
         saved = start
@@ -125,6 +123,7 @@ def fit(
                 if asked_to_stop(device):
                     if step - 1 > saved:
                         save(step - 1)
+                    checkpoints.finish()
                     note_saved(step - 1)
                     raise SystemExit(RESUME)
                 if trainer.val_check_interval and step == 1:
@@ -138,6 +137,7 @@ def fit(
                 elapsed = time.perf_counter() - began
                 beat()
                 if not math.isfinite(loss) or not math.isfinite(grad_norm):
+                    checkpoints.finish()
                     raise LaunchError(
                         f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}",
                         hint="a lower optim.config.lr, or more optim.lr_scheduler.warmup_steps",
@@ -155,13 +155,16 @@ def fit(
                         step_time=elapsed,
                         peak_memory=peak_memory(device),
                     )
-                if trainer.val_check_interval and (last or step % trainer.val_check_interval == 0):
+                checked = trainer.val_check_interval and (last or step % trainer.val_check_interval == 0)
+                if checked:
                     val_loss = validate(step)
+                checkpoints.look()
                 every = log.ckpt.every_n_train_steps
                 if last or (every and step % every == 0):
-                    save(step)
+                    save(step, val_loss if checked else None)
                     saved = step
                     beat()
+            checkpoints.finish()
         # Nobody leaves while rank 0 still tidies up.
         dist.barrier()
         return TrainingResult(

@@ -75,8 +75,10 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert (result["step"], result["loss"]) == (7, losses(tmp_path / "run")[7])
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(small_disk: Path) -> None:
+@pytest.mark.parametrize("beside", [False, True], ids=["", "async_save"])
+def test_a_full_disk_leaves_the_last_checkpoint_whole(small_disk: Path, beside: bool) -> None:
     task = recipe(small_disk, "run", steps=6)
+    task.log.ckpt.async_save = beside
     task.log.ckpt.every_n_train_steps = 1
     with pytest.raises(CheckpointError) as raised:
         launcher.run(task, direct=True)
@@ -106,7 +108,7 @@ def test_ranks_do_not_wait_for_the_one_whose_disk_is_full(small_disk: Path) -> N
 
 
 def test_killed_while_saving(tmp_path: Path) -> None:
-    """SIGKILL while weights are being written: what was begun is never found, and is replaced."""
+    """SIGKILL while a thread writes weights: what was begun is never found, and is replaced."""
     task = recipe(tmp_path, "run", steps=3)
     task.log.ckpt.every_n_train_steps = 1
     script = tmp_path / "script.py"
@@ -125,19 +127,20 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     assert names(tmp_path / "run") == ["step_0000002", "step_0000003"]
 
 
-# Python's own audit events tell when the second checkpoint has its tensors, and is about to say where they are.
+# Python's own audit events tell when the second checkpoint has some of its tensors.
 KILLED_AT_STEP_2 = """
-import os, signal, sys
+import os, signal, sys, threading
 from pathlib import Path
 from gemma_runs import recipe
 import launcher
 
 def watch(event, arguments):
-    if event == "open" and ".step_0000002.partial/weights/.metadata" in str(arguments[0]):
+    if event == "open" and ".step_0000002.partial/weights/__0_1.distcp" in str(arguments[0]):
+        assert threading.current_thread() is not threading.main_thread()
         os.kill(os.getpid(), signal.SIGKILL)
 
 task = recipe(Path(sys.argv[1]), "run", steps=3)
-task.log.ckpt.every_n_train_steps = 1
+task.log.ckpt.every_n_train_steps, task.log.ckpt.async_save = 1, True
 sys.addaudithook(watch)
 launcher.run(task, direct=True)
 """

@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from gemma_runs import GEMMA2, SMALLEST, VOCABULARY, metrics, recipe
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import launcher
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.model import build_model
 from gemma_models.settings import DoRA, MegatronStrategy
 from gemma_models.training.parallel import parallel_context
+from tests.gemma_models.held import Held
 
 HOW = (None, "selective", "full")
-
-
-class Held(TorchDispatchMode):
-    """The storages that were made in it, and which of them are held still."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: dict[StorageWeakRef, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self._made[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-        return out
-
-    def bytes(self) -> int:
-        return sum(size for storage, size in self._made.items() if not storage.expired())
 
 
 def test_less_is_held_between_forward_and_backward() -> None:

@@ -25,7 +25,7 @@ Launcher = Literal["torchrun"] | None
 def recipe(folder: Path, stops: list[int], **options: Any) -> Any:
     made = gemma_runs.recipe(folder, "run", steps=STEPS, devices=2, **options)
     made.data = launcher.Config(StoppingData, stops=stops)
-    made.log.ckpt.every_n_train_steps = 4
+    made.log.ckpt.every_n_train_steps, made.log.ckpt.async_save = 4, True  # the end waits for what is being written
     return made
 
 
