@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from gemma_models.settings import MegatronStrategy as MegatronStrategy
     from gemma_models.settings import ModelCheckpoint as ModelCheckpoint
     from gemma_models.settings import OptimizerConfig as OptimizerConfig
+    from gemma_models.settings import Profile as Profile
     from gemma_models.settings import RestoreConfig as RestoreConfig
     from gemma_models.settings import Trainer as Trainer
+    from gemma_models.settings import Wandb as Wandb
 
     gemma2_2b: Recipes
     gemma2_9b: Recipes
@@ -56,8 +58,10 @@ _HOMES = {
         "MegatronStrategy",
         "ModelCheckpoint",
         "OptimizerConfig",
+        "Profile",
         "RestoreConfig",
         "Trainer",
+        "Wandb",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

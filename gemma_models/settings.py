@@ -42,6 +42,28 @@ class MegatronStrategy:
 
 
 @dataclass(kw_only=True)
+class Profile:
+    """What of a run is profiled: the steps from ``start_step`` to ``end_step``, both included, on these ``ranks``.
+
+    "torch" leaves a trace for each rank in the run's folder, profile/rank_N_steps_A_B.json, for chrome://tracing or
+    Perfetto. "nsys" tells a profiler in which the process already runs when to begin and when to stop: nsys profile
+    --capture-range cudaProfilerApi.
+    """
+
+    kind: Literal["torch", "nsys"] = "torch"
+    start_step: int = 10
+    end_step: int = 12
+    ranks: list[int] = field(default_factory=lambda: [0])
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.start_step <= self.end_step:
+            raise ConfigError(
+                f"trainer.profile.start_step = {self.start_step} and end_step = {self.end_step}: steps are counted "
+                "from 1, and the first one is not after the last"
+            )
+
+
+@dataclass(kw_only=True)
 class Trainer:
     """How long, where and how precisely to train.
 
@@ -56,7 +78,8 @@ class Trainer:
     ``transformer_impl`` has linear layers computed by Megatron-Core or Transformer Engine, with the same parameters;
     the latter can do it in FP8, ``fp8_recipe`` saying what shares a scale: a whole tensor, or a block of it.
     ``recompute_granularity`` saves memory by computing again in the backward pass what the forward pass had:
-    attention's scores ("selective"), or whole layers ("full").
+    attention's scores ("selective"), or whole layers ("full"). A loss above ``spike_factor`` times the median of the 64
+    losses before it is reported, and training goes on; None reports none.
     """
 
     max_steps: int
@@ -73,6 +96,8 @@ class Trainer:
     val_check_interval: int | None = None
     limit_val_batches: int | None = None
     log_every_n_steps: int = 1
+    spike_factor: float | None = 2.0
+    profile: Profile | None = None
     seed: int = 1234
     strategy: MegatronStrategy = field(default_factory=MegatronStrategy)
 
@@ -165,8 +190,21 @@ class ModelCheckpoint:
 
 
 @dataclass(kw_only=True)
+class Wandb:
+    """A run of Weights & Biases, which shows the metrics too; the key is WANDB_API_KEY's, and WANDB_MODE is honoured.
+
+    ``name`` is the run's name there, log.name if it has no other. A run that is resumed goes on there as well.
+    """
+
+    project: str
+    name: str | None = None
+    entity: str | None = None
+
+
+@dataclass(kw_only=True)
 class Logger:
-    """Where a run writes: ``dir / name`` holds its checkpoints, and its metrics when no launcher keeps them.
+    """Where a run writes: ``dir / name`` holds its checkpoints, its TensorBoard events (tensorboard/), what it leaves of
+    a profile or a failure, and its metrics when no launcher keeps them.
 
     Without a ``dir`` it is the folder that SAVE_DIR names where the run is, else "checkpoints" in the current folder.
     """
@@ -174,6 +212,7 @@ class Logger:
     name: str
     dir: str | Path | None = None
     ckpt: ModelCheckpoint = field(default_factory=ModelCheckpoint)
+    wandb: Wandb | None = None
 
     def folder(self) -> Path:
         return Path(self.dir or os.environ.get(SAVE_DIR) or CHECKPOINTS).expanduser() / self.name

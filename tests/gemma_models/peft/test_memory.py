@@ -32,7 +32,7 @@ def held(peft: LoRA | None) -> tuple[int, int, int]:
         model = build_model(transformer_config(GEMMA, MegatronStrategy(), precision="bf16", accelerator="cpu"))
         if peft is not None:
             apply_adapters([model], peft)
-        ddp = wrap(model)
+        ddp = wrap([model], MegatronStrategy())
         optimizer, _ = build_optimizer(ddp, build(settings.optim), build(settings.trainer))
         batches = next(UnevenData().train_batches(start_step=0, dp_rank=0, dp_size=1, seed=0))
         Stepper(ddp, optimizer, device, LENGTH).train(batches)
@@ -40,7 +40,7 @@ def held(peft: LoRA | None) -> tuple[int, int, int]:
         adapters = sum(size for name, size in sizes.items() if ".adapter_" in name)
         trained = sum(sizes.values()) if peft is None else adapters
         # Only what trains is in the buffers in which gradients are summed over replicas.
-        assert sum(buffer.numel for buffer in ddp.buffers) == pytest.approx(trained, rel=0.01)
+        assert sum(buffer.numel for buffer in ddp[0].buffers) == pytest.approx(trained, rel=0.01)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
         gc.collect()
         return made.bytes(), sum(sizes.values()) - adapters, adapters
