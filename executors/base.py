@@ -296,6 +296,11 @@ class Executor(Strict, ABC):
     """Whether the place runs a failed job again, without a launcher."""
 
     @property
+    def same_folders(self) -> bool:
+        """Whether a path of this machine is the same folder there."""
+        return not self.elsewhere
+
+    @property
     def outlives(self) -> bool:
         """Whether its jobs go on when their launcher has ended, and are found again (`attach`)."""
         return False

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executors.base import Executor, Plan, Task
+from executors.carried import carried
 from executors.environment import defaults
 from experiments.graph import Added, needs_in
 from experiments.provenance import (
@@ -79,7 +80,10 @@ def plans_of(
                     group=task.group,
                     after=followed,
                     step_timeout=task.executor.step_timeout,
-                    defaults=defaults(task.situation, task.executor),
+                    defaults={
+                        **({} if task.call is None else carried(task.executor)),
+                        **defaults(task.situation, task.executor),
+                    },
                 )
             )
         )

@@ -90,6 +90,10 @@ class SlurmExecutor(WatchedExecutor):
     def place(self) -> Hashable:
         return ("slurm", self._reach().whereabouts, self._reach().job_dir)
 
+    @property
+    def same_folders(self) -> bool:
+        return self._reach().whereabouts == "here" and self.container_image is None
+
     def follows(self, other: Executor) -> bool:
         return self.place == other.place
 
