@@ -11,7 +11,7 @@ import pytest
 
 from tests.labs.containers.lab import ContainerLab
 from tests.labs.slurm.lab import SlurmLab
-from tests.walk import with_cluster, with_engine
+from tests.walk import Reader, with_cluster, with_engine
 
 DOCS = Path(__file__).parent.parent / "docs"
 SCRIPTS = {
@@ -47,6 +47,8 @@ schedule is a lambda, which cannot be found again by name
     "experiments-2": "rank 1 of 2\nhi\n",
     "experiments-3": "rank_0.out| done\nscript {'script': <Status.SUCCEEDED: 'succeeded'>}",
     "experiments-4": "0",
+    "recipes-1": "4 8\n4 4 32768",
+    "recipes-2": "200 64 32\n0.0001 100",
 }
 
 
@@ -57,6 +59,12 @@ def test_an_example_runs_and_says_what_it_should(name: str, tmp_path: Path) -> N
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith(LAST_WORDS[name].strip())
+
+
+def test_recipes_for_a_reader_of_its_guide(launcher_home: Path, tmp_path: Path) -> None:
+    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    page = re.sub(r"^    \$ torchrun .*?\n\n", "", page, flags=re.DOTALL | re.MULTILINE)  # test_run_recipe.py runs that
+    assert Reader(tmp_path, launcher_home, {}).walk(page) == 2
 
 
 def test_slurm_for_a_reader_of_its_guide(slurm_lab: SlurmLab, launcher_home: Path, tmp_path: Path) -> None:

@@ -17,7 +17,11 @@ from launcher.tree import arguments, has, join, show, walk
 
 _STRATEGY: Final = "trainer.strategy"
 _PATH: Final = re.compile(r"[\w.]+")
-_PRECISIONS: Final = {"bf16_mixed": "bf16"}
+_PRECISIONS: Final = {
+    "bf16_mixed": {"precision": "bf16"},
+    "bf16_with_fp8_current_scaling_mixed": {"precision": "bf16", "fp8_recipe": "tensorwise"},
+    "bf16_with_fp8_subchannel_scaling_mixed": {"precision": "bf16", "fp8_recipe": "blockwise"},
+}
 
 
 def _save(task: Any, value: str) -> list[str]:
@@ -59,7 +63,10 @@ def _dataset_root(task: Any, value: str) -> list[str]:
 
 
 def _precision(task: Any, value: str) -> list[str]:
-    return [f"trainer.precision={_PRECISIONS.get(value, value)}"]
+    meant = _PRECISIONS.get(value, {"precision": value})
+    if "fp8_recipe" in meant:
+        meant = {"transformer_impl": "transformer_engine", **meant}
+    return [f"trainer.{name}={each}" for name, each in meant.items()]
 
 
 ALIASES: Final[dict[str, str | Callable[[Any, str], list[str]]]] = {
@@ -94,6 +101,7 @@ ALIASES: Final[dict[str, str | Callable[[Any, str], list[str]]]] = {
     "model.context_parallel_size": f"{_STRATEGY}.context_parallel_size",
     "model.sequence_parallel": f"{_STRATEGY}.sequence_parallel",
     "model.recompute_granularity": "trainer.recompute_granularity",
+    "model.transformer_impl": "trainer.transformer_impl",
     "model.attention_backend": "trainer.attention",
     "model.seq_length": "data.seq_length",
     "dataset.seq_length": "data.seq_length",

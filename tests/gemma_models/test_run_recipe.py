@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -19,12 +21,7 @@ from launcher.errors import CheckpointError, LaunchError
 from launcher.overrides import apply
 
 MODULE = [sys.executable, "-m", "gemma_models.run_recipe"]
-# A Gemma of two narrow layers, by our names and Megatron-Bridge's.
-SMALL = [
-    "model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=64", "model.vocab_size=512",
-    "data.vocab_size=512", "dataset.seq_length=32", "train.global_batch_size=4", "train.train_iters=2",
-    "train.eval_interval=2", "scheduler.lr_warmup_iters=1", "trainer.accelerator=cpu", "mixed_precision=fp32",
-]  # fmt: skip
+GUIDE = Path(__file__).parent.parent.parent / "docs" / "recipes.md"
 
 
 def environment(**values: str) -> dict[str, str]:
@@ -32,9 +29,11 @@ def environment(**values: str) -> dict[str, str]:
 
 
 def test_two_processes_of_torchrun(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *MODULE[1:]]
+    """The guide's own command."""
+    [command] = re.findall(r"^    \$ (torchrun .*?)\n\n", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    words = shlex.split(command)
     done = subprocess.run(
-        [*command, "--recipe", "gemma3_270m_pretrain_config", "--name", "run", *SMALL],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:]],
         cwd=tmp_path,
         env=environment(SAVE_DIR=str(tmp_path / "kept")),
         capture_output=True,
@@ -42,12 +41,12 @@ def test_two_processes_of_torchrun(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    checkpoint = tmp_path / "kept/run/checkpoints/step_0000002"
+    checkpoint = tmp_path / "kept/tiny/checkpoints/step_0000002"
     assert json.loads(done.stdout)["checkpoint"] == str(checkpoint), "said once, and not by both ranks"
     assert json.loads((checkpoint / "checkpoint.json").read_text())["world_size"] == 2
-    again = gemma3_270m.pretrain_recipe("run", tmp_path / "kept")
-    apply(again, [*SMALL[:4], "trainer.max_steps=3", "trainer.accelerator=cpu"])
-    again.optim.lr_scheduler.warmup_steps, again.trainer.val_check_interval = 1, None
+    again = gemma3_270m.pretrain_recipe("tiny", tmp_path / "kept")
+    apply(again, [word for word in words if word.startswith(("model.", "trainer."))])
+    again.trainer.max_steps, again.optim.lr_scheduler.warmup_steps, again.trainer.val_check_interval = 3, 1, None
     with pytest.raises(CheckpointError, match="holds checkpoints of another run"):
         launcher.run(again, direct=True)
 

@@ -29,6 +29,7 @@ VALUES = {
     ),
     "mixed_precision": ("bf16_mixed", {"trainer.precision": "bf16"}),
     "model.recompute_granularity": ("full", {"trainer.recompute_granularity": "full"}),
+    "model.transformer_impl": ("transformer_engine", {"trainer.transformer_impl": "transformer_engine"}),
     "model.attention_backend": ("flash", {"trainer.attention": "flash"}),
     "tokenizer.tokenizer_model": ("folder", {"tokenizer": "folder"}),
 }
@@ -120,6 +121,17 @@ def test_an_argument_is_the_last_name_of_one_value_alone() -> None:
     """Two paths that end alike must mean one thing: a function takes the name without its section."""
     for name, target in ARGUMENTS.items():
         assert {each for path, each in ALIASES.items() if path.rpartition(".")[2] == name} <= {target}
+
+
+def test_fp8_comes_with_the_layers_that_can() -> None:
+    recipe = gemma3_1b.pretrain_recipe()
+    apply(recipe, ["mixed_precision=bf16_with_fp8_current_scaling_mixed"], factories(), aliases=meaning)
+    trainer = recipe.trainer
+    assert (trainer.precision, trainer.transformer_impl, trainer.fp8_recipe) == (
+        "bf16",
+        "transformer_engine",
+        "tensorwise",
+    )
 
 
 def test_weights_to_pretrain_from_need_no_place_yet() -> None:

@@ -22,12 +22,14 @@ from gemma_models import api, gemma2_2b, gemma2_9b, gemma2_27b, gemma3_1b, gemma
 from gemma_models.architectures import ARCHITECTURES
 from gemma_models.memory import LARGEST, state_bytes
 from gemma_models.recipes import NAMES
+from gemma_models.recipes.aliases import ALIASES, meaning
 from gemma_models.recipes.table import RECIPES, Defaults
 from launcher.config import Config, build, check_task
 from launcher.errors import ConfigError
 from launcher.serialization import dumps, loads
 
 EVERY = every()
+GUIDE = GOLDEN.parents[3] / "docs" / "recipes.md"
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +217,42 @@ def test_entry_points() -> None:
         assert getattr(gemma_models, name).name == name
         assert name in dir(gemma_models)
     assert isinstance(gemma2_2b.finetune_recipe().peft, Config)
+
+
+def test_the_guides_tables_are_those_of_the_code() -> None:
+    """UPDATE_SNAPSHOTS=1 writes them anew."""
+    kinds = {"pretrain": ("pretraining", "pretrain"), "finetune": ("every weight", "finetune_none")}
+    kinds["adapters"] = ("adapters", "finetune_lora")
+    columns = "recipe|what|GPUs|TP|PP|CP|GB|length|batch|learning rate|warm-up|steps"
+    defaults = [columns.split("|"), ["---"] * 12]
+    for name, rows in RECIPES.items():
+        for kind, row in rows.items():
+            what, file = kinds[kind]
+            recipe = EVERY[f"{name}_{file}"]()
+            peft = build(recipe.peft) if kind == "adapters" else None
+            held = state_bytes(build(recipe.model), build(recipe.trainer), peft) / 1e9
+            defaults.append([
+                f"`{name}`" if kind == "pretrain" else "",
+                what + (f", rank {row.adapter_dim}, alpha {row.adapter_alpha:g}" if peft else ""),
+                f"{row.num_nodes} x {row.num_gpus_per_node}" if row.num_nodes > 1 else str(row.num_gpus_per_node),
+                str(row.tensor_parallel), str(row.pipeline_parallel), str(row.context_parallel), f"{held:.0f}",
+                str(row.seq_length), f"{row.global_batch_size} ({row.micro_batch_size})",
+                f"{row.lr:g} to {row.min_lr:g}", str(row.warmup_steps), f"{row.max_steps:,}",
+            ])  # fmt: skip
+    aliases = [["Megatron-Bridge", "here"], ["---"] * 2]
+    aliases += [[f"`{path}`", _target(path)] for path in ALIASES]
+    text = expected = GUIDE.read_text()
+    for name, table in {"defaults": defaults, "aliases": aliases}.items():
+        before, rest = expected.split(f"<!-- {name} -->\n")
+        body = "".join(f"| {' | '.join(row)} |\n" for row in table)
+        expected = f"{before}<!-- {name} -->\n{body}<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        GUIDE.write_text(expected)
+    assert text == expected
+
+
+def _target(path: str) -> str:
+    """What a path stands for, by what an override of it becomes."""
+    recipe = gemma3_1b.finetune_recipe()
+    value = "DIR/NAME" if path in ("checkpoint.save", "checkpoint.load") else "X"
+    return ", ".join(f"`{text.removesuffix('=X')}`" for text in meaning(recipe, f"{path}={value}"))
