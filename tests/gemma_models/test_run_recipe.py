@@ -31,7 +31,7 @@ def environment(**values: str) -> dict[str, str]:
 def test_two_processes_of_torchrun(tmp_path: Path) -> None:
     """The guide's own command."""
     [command] = re.findall(r"^    \$ (torchrun .*?)\n\n", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
-    words = shlex.split(command)
+    words = shlex.split(command.replace("\\\n", " "))
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:]],
         cwd=tmp_path,
