@@ -34,7 +34,7 @@ from launcher.errors import CheckpointError
 VERSION = 1
 _STEP = re.compile(r"step_(\d{7,})$")
 _ADAPTERS = {kind.__name__: kind for kind in (LoRA, DoRA)}
-_OPTIMIZER_LAYOUT = {"chained_optim_avoid_prefix": True}
+_OPTIMIZER_LAYOUT = {"chained_optim_avoid_prefix": True, "distrib_optim_sharding_type": "fully_reshardable"}
 
 
 @dataclass(kw_only=True)
