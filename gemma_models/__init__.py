@@ -8,9 +8,11 @@ warnings.filterwarnings("ignore", module=r"megatron\.")
 
 if TYPE_CHECKING:
     from gemma_models.api import export_checkpoint as export_checkpoint
+    from gemma_models.api import export_ckpt as export_ckpt
     from gemma_models.api import finetune as finetune
     from gemma_models.api import generate as generate
     from gemma_models.api import import_checkpoint as import_checkpoint
+    from gemma_models.api import import_ckpt as import_ckpt
     from gemma_models.api import pretrain as pretrain
     from gemma_models.api import train as train
     from gemma_models.api import validate as validate
@@ -45,7 +47,17 @@ if TYPE_CHECKING:
     gemma3_1b_32k: Recipes
 
 _HOMES = {
-    "api": ("export_checkpoint", "finetune", "generate", "import_checkpoint", "pretrain", "train", "validate"),
+    "api": (
+        "export_checkpoint",
+        "export_ckpt",
+        "finetune",
+        "generate",
+        "import_checkpoint",
+        "import_ckpt",
+        "pretrain",
+        "train",
+        "validate",
+    ),
     "architectures": ("GemmaConfig",),
     "data": ("DataModule", "InstructionData", "MockData"),
     "settings": (

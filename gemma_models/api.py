@@ -127,27 +127,34 @@ def validate(
 
 
 @keeps("output")
-def import_checkpoint(source: str | Path, output: str | Path) -> Path:
-    """Turn the Hugging Face folder ``source`` into a Megatron checkpoint at ``output``, in the weights' own dtype.
+def import_checkpoint(source: str | Path, output: str | Path | None = None) -> Path:
+    """Turn a Hugging Face checkpoint into a Megatron checkpoint, in the weights' own dtype; the folder that it is in.
 
+    ``source`` is ``hf://google/gemma-3-1b-it`` (a revision after ``@``), which is fetched first, or a folder. Without
+    an ``output`` it goes where ``nemo://google/gemma-3-1b-it`` finds it: by the source's name, or by the folder's,
+    in models/ of $NEMO_CACHE_DIR or of $GEMMA_LAUNCHER_HOME.
     Raises CheckpointError where the source is not a whole Gemma text checkpoint, or ``output`` exists.
     """
     from gemma_models.conversion.checkpoints import import_hf
 
-    return import_hf(Path(source).expanduser(), Path(output).expanduser())
+    return import_hf(source, output)
 
 
 @keeps("output")
 def export_checkpoint(source: str | Path, output: str | Path, base: str | Path | None = None) -> Path:
     """Turn a Megatron checkpoint into a Hugging Face folder at ``output``; adapters are merged into their base.
 
-    ``base`` names the weights that adapters stand on, where they have moved since training.
+    ``source`` is a folder, or a ``nemo://`` name. ``base`` names the weights that adapters stand on, where they have
+    moved since training.
     Raises CheckpointError where the source is no checkpoint, its base is not found, or ``output`` exists.
     """
     from gemma_models.conversion.checkpoints import export_hf
 
-    base_folder = None if base is None else Path(base).expanduser()
-    return export_hf(Path(source).expanduser(), Path(output).expanduser(), base_folder)
+    return export_hf(source, Path(output).expanduser(), base)
+
+
+import_ckpt, export_ckpt = import_checkpoint, export_checkpoint
+"""As NeMo and Megatron-Bridge call them."""
 
 
 def generate(
@@ -162,7 +169,8 @@ def generate(
     accelerator: Accelerator = "gpu",
     precision: Precision = "bf16",
 ) -> list[str]:
-    """Continue each prompt with the model at ``path``, a Hugging Face folder or a checkpoint, with its adapters.
+    """Continue each prompt with the model at ``path``, a folder or a name, of Hugging Face's format or Megatron's; with
+    its adapters, where it has some.
 
     With ``chat`` a prompt is a user's turn and the continuation the model's answer. ``temperature`` 0 is greedy.
     Raises CheckpointError for a folder that holds no Gemma, ConfigError for settings out of range.
@@ -176,7 +184,7 @@ def generate(
     from gemma_models.generation.sampling import Sampling
 
     return generate_texts(
-        Path(path).expanduser(),
+        path,
         prompts,
         chat=chat,
         max_new_tokens=max_new_tokens,

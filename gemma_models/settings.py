@@ -220,7 +220,11 @@ class Logger:
 
 @dataclass(kw_only=True)
 class RestoreConfig:
-    """Weights to start from: the folder of a Megatron checkpoint or of a Hugging Face model."""
+    """Weights to start from: the folder of a Megatron checkpoint or of a Hugging Face model, or a name.
+
+    ``hf://google/gemma-3-1b-pt`` is fetched from the Hugging Face hub, by one process of a node;
+    ``nemo://google/gemma-3-1b-pt`` is what `import_checkpoint` made of it.
+    """
 
     path: str | Path
 

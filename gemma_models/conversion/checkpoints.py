@@ -1,65 +1,172 @@
-"""Whole checkpoints between Hugging Face's format and Megatron's."""
+"""Whole checkpoints between Hugging Face's format and Megatron's.
+
+Tensor by tensor, from files into files: neither a model nor its weights are ever whole in memory.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
+import torch
+from torch.distributed.checkpoint import CheckpointException
+
+from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.assets import say_dtype, write_assets
-from gemma_models.conversion.hf_config import read_hf_config
-from gemma_models.conversion.safetensors_io import dtype_of, write_hf_weights
-from gemma_models.conversion.weights import hf_tensors, load_hf_weights
-from gemma_models.modeling.config import transformer_config
-from gemma_models.modeling.model import build_model
-from gemma_models.peft.adapters import merge_adapters
-from gemma_models.settings import MegatronStrategy
-from gemma_models.training.checkpoints import CheckpointInfo, model_tensors, read_info
-from gemma_models.training.parallel import parallel_context
-from gemma_models.training.restore import load_trained
-from gemma_models.training.saving import write_checkpoint
-from launcher.errors import CheckpointError
+from gemma_models.conversion.hf_config import check_architecture, read_hf_config
+from gemma_models.conversion.mapping import hf_shapes, megatron_tensors
+from gemma_models.conversion.progress import progress
+from gemma_models.conversion.safetensors_io import HFWeights, write_hf_weights
+from gemma_models.conversion.sources import Source, checkpoint_folder, imported_folder, source_of
+from gemma_models.conversion.torch_dist import MegatronWeights, Read, write_tensors
+from gemma_models.training.checkpoints import CheckpointInfo, check_files, complete, read_info, root_cause
+from gemma_models.training.restore import assets_in, base_of
+from launcher.errors import CheckpointError, LaunchError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def import_hf(source: Path, output: Path) -> Path:
+def import_hf(source: str | Path, output: str | Path | None) -> Path:
     """See `gemma_models.api.import_checkpoint`."""
-    _refuse_existing(output)
-    gemma = read_hf_config(source)
-    precision: Literal["bf16", "fp32"] = dtype_of(source)
-    with parallel_context(MegatronStrategy(), accelerator="cpu"):
-        config = transformer_config(
-            gemma, MegatronStrategy(), precision=precision, accelerator="cpu", random_weights=False
-        )
-        model = build_model(config)
-        load_hf_weights([model], source)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        info = CheckpointInfo(gemma=gemma, precision=precision)
-        write_checkpoint(output, info, model_tensors([model], adapters=False), source)
-    return output
+    target = Path(output).expanduser() if output is not None else _cached(source)
+    _refuse_existing(target, "" if output is not None else " and is what nemo:// names")
+    folder = checkpoint_folder(source)
+    gemma, weights = read_hf_config(folder), HFWeights(folder)
+    weights.check(hf_shapes(gemma))
+    info = CheckpointInfo(gemma=gemma, precision=weights.precision)
+    dtype, read = _DTYPES[info.precision], _from_hf(weights, gemma)
+    shapes = megatron_shapes(gemma)
+    with _written(target) as partial, progress("importing", _bytes(shapes, dtype)) as done:
+        (partial / "weights").mkdir()
+        write_tensors(partial / "weights", shapes, dtype, _counted(read, done))
+        complete(partial, target, info, folder)
+    return target
 
 
-def export_hf(source: Path, output: Path, base: Path | None) -> Path:
+def export_hf(source: str | Path, output: Path, base: str | Path | None) -> Path:
     """See `gemma_models.api.export_checkpoint`."""
     _refuse_existing(output)
-    info = read_info(source)
-    with parallel_context(MegatronStrategy(), accelerator="cpu"):
-        (model,), assets = load_trained(source, accelerator="cpu", precision=info.precision, base=base)
-        merge_adapters(model)
-        partial = output.with_name(f".{output.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            write_assets(assets, partial, info.gemma)
-            say_dtype(partial, info.precision)
-            write_hf_weights(partial, hf_tensors(model))
-            partial.rename(output)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"could not write {output}: {error}", hint="free some space, or name another"
-            ) from None
+    folder = checkpoint_folder(source)
+    info = read_info(folder)
+    gemma, dtype, shapes = info.gemma, _DTYPES[info.precision], hf_shapes(info.gemma)
+    read = weights_of(folder, gemma) if info.lora is None else _merged(folder, info, base)
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, rule, layer in megatron_tensors(gemma):
+            tensor = read(name).to(dtype)
+            done(tensor.nbytes)
+            yield from zip(rule.hf_names(layer), rule.split(tensor, gemma), strict=True)
+
+    with _written(output) as partial, progress("exporting", _bytes(shapes, dtype)) as done:
+        write_assets(assets_in(folder), partial, gemma)
+        say_dtype(partial, info.precision)
+        write_hf_weights(partial, shapes, dtype, tensors())
+        partial.rename(output)
     return output
 
 
-def _refuse_existing(output: Path) -> None:
+def megatron_shapes(gemma: GemmaConfig) -> dict[str, torch.Size]:
+    """The shape of every tensor that a Megatron checkpoint of this model holds, its vocabulary not padded."""
+    parts = {name: torch.empty(shape, device="meta") for name, shape in hf_shapes(gemma).items()}
+    return {
+        name: rule.join([parts[part] for part in rule.hf_names(layer)], gemma).shape
+        for name, rule, layer in megatron_tensors(gemma)
+    }
+
+
+def weights_of(folder: Path, gemma: GemmaConfig) -> Read:
+    """Whole tensors by Megatron's names, from a folder of either format. Raises CheckpointError where it is of another
+    architecture, or not whole."""
+    if not (folder / "checkpoint.json").exists():
+        check_architecture(read_hf_config(folder), gemma, folder)
+        weights = HFWeights(folder)
+        weights.check(hf_shapes(gemma))
+        return _from_hf(weights, gemma)
+    check_architecture(read_info(folder).gemma, gemma, folder)
+    return _from_megatron(folder, gemma)
+
+
+def _from_hf(weights: HFWeights, gemma: GemmaConfig) -> Read:
+    parts = {name: (rule, rule.hf_names(layer)) for name, rule, layer in megatron_tensors(gemma)}
+
+    def read(name: str) -> torch.Tensor:
+        rule, names = parts[name]
+        return rule.join([weights.read(part) for part in names], gemma)
+
+    return read
+
+
+def _from_megatron(folder: Path, gemma: GemmaConfig) -> Read:
+    weights, shapes = check_files(folder, MegatronWeights), megatron_shapes(gemma)
+
+    def read(name: str) -> torch.Tensor:
+        # Rows that pad the vocabulary to what tensor parallelism divides are nobody's.
+        return weights.read(name)[: shapes[name][0]]
+
+    return read
+
+
+def _merged(folder: Path, info: CheckpointInfo, base: str | Path | None) -> Read:
+    """The tensors of adapters' base, with the adapters in them."""
+    under = weights_of(checkpoint_folder(base) if base is not None else base_of(folder, info), info.gemma)
+    adapters = check_files(folder, MegatronWeights)
+    names, dtype, scale = adapters.names(), _DTYPES[info.precision], info.lora.alpha / info.lora.dim
+
+    def read(name: str) -> torch.Tensor:
+        weight, layer = under(name).to(dtype), name.removesuffix(".weight")
+        if f"{layer}.adapter_in.weight" not in names:
+            return weight
+        a, b = (adapters.read(f"{layer}.{part}.weight").float() for part in ("adapter_in", "adapter_out"))
+        # As `LoRALinear.weight` and `DoRALinear.weight` have it of a model.
+        weight = torch.addmm(weight.float(), b, a, alpha=scale)
+        if f"{layer}.adapter_magnitude" in names:
+            weight *= (adapters.read(f"{layer}.adapter_magnitude").float() / weight.norm(dim=1))[:, None]
+        return weight
+
+    return read
+
+
+def _cached(source: str | Path) -> Path:
+    """Where what is imported without an output is kept."""
+    named = source_of(source)
+    return imported_folder(named or Source("nemo", Path(source).expanduser().absolute().name))
+
+
+def _refuse_existing(output: Path, more: str = "") -> None:
     if output.exists():
-        raise CheckpointError(f"{output} exists already", hint=f"remove it, or name another folder than {output.name}")
+        raise CheckpointError(
+            f"{output} exists already{more}", hint=f"remove it, or name another folder than {output.name}"
+        )
+
+
+@contextlib.contextmanager
+def _written(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` to write in, which is gone if that fails."""
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+    except LaunchError:
+        raise
+    except (OSError, RuntimeError, CheckpointException) as error:
+        raise CheckpointError(
+            f"could not write {output}: {root_cause(error)}", hint="free some space, or name another folder"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _counted(read: Read, done: Callable[[int], None]) -> Read:
+    def counted(name: str) -> torch.Tensor:
+        tensor = read(name)
+        done(tensor.nbytes)
+        return tensor
+
+    return counted
+
+
+def _bytes(shapes: dict[str, torch.Size], dtype: torch.dtype) -> int:
+    return dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes.values())

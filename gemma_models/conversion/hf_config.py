@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,18 @@ def _check_layer_types(gemma: GemmaConfig, layer_types: list[str] | None) -> Non
             f"config.json's layer_types do not repeat every {gemma.sliding_window_pattern} layers",
             hint="only Gemma's own pattern of local and global layers is supported",
         )
+
+
+def check_architecture(found: GemmaConfig, expected: GemmaConfig, folder: Path) -> None:
+    """Raises CheckpointError where the weights in ``folder`` are of another model than ``expected``."""
+    # How positions beyond the pretraining length are read is for the recipe to say; the weights fit all the same.
+    if replace(found, max_position_embeddings=expected.max_position_embeddings) != expected:
+        differing = ", ".join(
+            f"{name} {getattr(found, name)} there, {getattr(expected, name)} in the recipe"
+            for name in vars(expected)
+            if getattr(found, name) != getattr(expected, name)
+        )
+        raise CheckpointError(f"{folder} is of another model than the recipe's: {differing}")
 
 
 def hf_config(gemma: GemmaConfig) -> Any:

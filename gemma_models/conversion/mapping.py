@@ -45,15 +45,16 @@ class Rule:
 
 def _join_qkv(tensors: Tensors, gemma: GemmaConfig) -> torch.Tensor:
     """(q, k, v) -> for each group its query heads, then its key, then its value: Megatron's order of rows."""
-    q, k, v = (tensor.view(gemma.num_query_groups, -1, gemma.hidden_size) for tensor in tensors)
-    return torch.cat([q, k, v], dim=1).view(-1, gemma.hidden_size)
+    wide = tensors[0].shape[1:]
+    q, k, v = (tensor.reshape(gemma.num_query_groups, -1, *wide) for tensor in tensors)
+    return torch.cat([q, k, v], dim=1).flatten(0, 1)
 
 
 def _split_qkv(tensor: torch.Tensor, gemma: GemmaConfig) -> Tensors:
     heads = gemma.num_attention_heads // gemma.num_query_groups
     rows = [heads * gemma.kv_channels, gemma.kv_channels, gemma.kv_channels]
-    grouped = tensor.view(gemma.num_query_groups, sum(rows), gemma.hidden_size)
-    return [part.reshape(-1, gemma.hidden_size) for part in grouped.split(rows, dim=1)]
+    grouped = tensor.unflatten(0, (gemma.num_query_groups, sum(rows)))
+    return [part.flatten(0, 1) for part in grouped.split(rows, dim=1)]
 
 
 _COMMON = (
@@ -113,9 +114,33 @@ def global_name(local_name: str, layer_offset: int) -> tuple[str, int | None]:
     return local_name.replace(f".layers.{match[1]}.", ".layers.*.", 1), layer
 
 
-def hf_tensor_names(gemma: GemmaConfig) -> Iterator[str]:
-    """Every tensor a Hugging Face checkpoint of this model holds, in the order of the layers."""
-    for rule in rules(gemma).values():
-        layers = range(gemma.num_layers) if "*" in rule.megatron else [None]
-        for layer in layers:
-            yield from rule.hf_names(layer)
+def megatron_tensors(gemma: GemmaConfig) -> Iterator[tuple[str, Rule, int | None]]:
+    """Every tensor of this model in Megatron's names, with its row of the table and its layer, in the layers' order."""
+    table = rules(gemma)
+    once = [rule for rule in table.values() if "*" not in rule.megatron]
+    yield from ((rule.megatron, rule, None) for rule in once[:1])
+    for layer in range(gemma.num_layers):
+        for rule in table.values():
+            if "*" in rule.megatron:
+                yield rule.megatron.replace("*", str(layer)), rule, layer
+    yield from ((rule.megatron, rule, None) for rule in once[1:])
+
+
+def hf_shapes(gemma: GemmaConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a Hugging Face checkpoint of this model holds, and its shape, in the layers' order."""
+    hidden, ffn, head = gemma.hidden_size, gemma.ffn_hidden_size, gemma.kv_channels
+    queries, keys = gemma.num_attention_heads * head, gemma.num_query_groups * head
+    shapes = {
+        "embed_tokens": (gemma.vocab_size, hidden),
+        "q_proj": (queries, hidden),
+        "k_proj": (keys, hidden),
+        "v_proj": (keys, hidden),
+        "o_proj": (hidden, queries),
+        "q_norm": (head,),
+        "k_norm": (head,),
+        "gate_proj": (ffn, hidden),
+        "up_proj": (ffn, hidden),
+        "down_proj": (hidden, ffn),
+    }
+    names = [name for _, rule, layer in megatron_tensors(gemma) for name in rule.hf_names(layer)]
+    return {name: shapes.get(name.split(".")[-2], (hidden,)) for name in names}

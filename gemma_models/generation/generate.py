@@ -15,7 +15,7 @@ from gemma_models.training.restore import load_trained
 
 
 def generate_texts(
-    folder: Path,
+    folder: str | Path,
     prompts: list[str],
     *,
     chat: bool,

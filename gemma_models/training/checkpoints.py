@@ -15,9 +15,10 @@ import json
 import random
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,7 @@ from launcher.errors import CheckpointError
 VERSION = 1
 _STEP = re.compile(r"step_(\d{7,})$")
 _ADAPTERS = {kind.__name__: kind for kind in (LoRA, DoRA)}
+_Read = TypeVar("_Read")
 _OPTIMIZER_LAYOUT = {"chained_optim_avoid_prefix": True, "distrib_optim_sharding_type": "fully_reshardable"}
 
 
@@ -127,7 +129,15 @@ def model_tensors(chunks: list[GemmaModel], *, adapters: bool) -> dict[str, Any]
 
 def load_model(chunks: list[GemmaModel], folder: Path, *, adapters: bool = False) -> None:
     """Fill the model, or its adapters alone, from a checkpoint written at any parallel layout."""
-    _fill(chunks, load_tensors(folder, model_tensors(chunks, adapters=adapters)), adapters=adapters)
+    tensors = model_tensors(chunks, adapters=adapters)
+    # What Megatron's layers keep besides weights, for FP8, is of a training, and an imported checkpoint has none.
+    extra = {chunk: {name: None for name in held if name.endswith("._extra_state")} for chunk, held in tensors.items()}
+    weights = {
+        chunk: {name: tensor for name, tensor in held.items() if name not in extra[chunk]}
+        for chunk, held in tensors.items()
+    }
+    loaded = load_tensors(folder, weights)
+    _fill(chunks, {chunk: loaded[chunk] | extra[chunk] for chunk in extra}, adapters=adapters)
 
 
 def _fill(chunks: list[GemmaModel], loaded: dict[str, Any], *, adapters: bool) -> None:
@@ -137,6 +147,19 @@ def _fill(chunks: list[GemmaModel], loaded: dict[str, Any], *, adapters: bool) -
 
 def load_tensors(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
     """Read what ``tensors`` describes. Raises CheckpointError where the files do not hold it."""
+
+    def load(weights: Path) -> dict[str, Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return dist_checkpointing.load(tensors, str(weights))
+
+    state = check_files(folder, load)
+    # Megatron also returns what it does not shard, whoever asked: a training checkpoint's optimizer settings.
+    return {name: state[name] for name in tensors}
+
+
+def check_files(folder: Path, read: Callable[[Path], _Read]) -> _Read:
+    """What ``read`` makes of a checkpoint's weights/. Raises CheckpointError where they are not as when written."""
     hint = "restore the folder from a copy"
     for name, size in read_info(folder).files.items():
         path = folder / "weights" / name
@@ -146,13 +169,9 @@ def load_tensors(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
                 f"the weights in {folder} cannot be read: {name} has {found} of its {size} bytes", hint=hint
             )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state: dict[str, Any] = dist_checkpointing.load(tensors, str(folder / "weights"))
+        return read(folder / "weights")
     except (Exception, CheckpointException) as error:  # a dozen kinds, for a file that is not as it was written
         raise CheckpointError(f"the weights in {folder} cannot be read: {root_cause(error)}", hint=hint) from error
-    # Megatron also returns what it does not shard, whoever asked: a training checkpoint's optimizer settings.
-    return {name: state[name] for name in tensors}
 
 
 def training_tensors(

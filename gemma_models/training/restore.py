@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from gemma_models.architectures import GemmaConfig
-from gemma_models.conversion.hf_config import read_hf_config
+from gemma_models.conversion.hf_config import check_architecture, read_hf_config
+from gemma_models.conversion.sources import checkpoint_folder, source_of
 from gemma_models.conversion.weights import load_hf_weights
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.model import GemmaModel, build_chunks
@@ -29,26 +29,6 @@ def run_id() -> str | None:
     element = os.path.basename(os.environ.get(JOB_DIR, ""))
     parts = [experiment, os.environ.get(TASK_NAME, ""), *([element] if re.fullmatch(r"array_\d+", element) else [])]
     return "/".join(parts)
-
-
-def checkpoint_folder(path: str | Path) -> Path:
-    """The folder that a restore path names. Raises CheckpointError where there is none."""
-    text = str(path)
-    if "://" in text:
-        raise CheckpointError(
-            f"{text!r} is not a folder on this machine",
-            hint="fetch the checkpoint first (hf download NAME --local-dir FOLDER) and name the folder",
-        )
-    folder = Path(text).expanduser()
-    if not folder.is_dir():
-        fetch = f"hf download {text} --local-dir FOLDER, and name the folder" if _is_hub_name(text) else None
-        raise CheckpointError(f"the checkpoint folder {text!r} does not exist", hint=fetch)
-    return folder
-
-
-def _is_hub_name(text: str) -> bool:
-    """Whether it reads like a model of the Hugging Face hub, which is not fetched here: google/gemma-3-1b-pt."""
-    return re.fullmatch(r"[\w-]+/[\w.-]*gemma[\w.-]*", text) is not None
 
 
 def find_resume(folder: Path, resume: AutoResume) -> Path | None:
@@ -72,7 +52,9 @@ def find_resume(folder: Path, resume: AutoResume) -> Path | None:
 def base_path(resume: AutoResume) -> str | None:
     """The weights that a run starts from, as a checkpoint of adapters names them."""
     restore = resume.restore_config
-    return None if restore is None else str(Path(restore.path).expanduser().resolve())
+    if restore is None:
+        return None
+    return str(source_of(restore.path) or Path(restore.path).expanduser().resolve())
 
 
 def check_same_run(
@@ -89,7 +71,7 @@ def check_same_run(
         ("peft", lora, info.lora),
         ("trainer.precision", precision, info.precision),
     ]
-    if lora is not None and info.base is not None and Path(info.base).is_dir():
+    if lora is not None and info.base is not None and (source_of(info.base) or Path(info.base).is_dir()):
         pairs.append(("resume.restore_config.path", base_path(resume), info.base))
     for name, now, then in pairs:
         if now != then:
@@ -116,15 +98,7 @@ def load_base(chunks: list[GemmaModel], restore: RestoreConfig) -> None:
         found, load = info.gemma, load_model
     else:
         found, load = read_hf_config(folder), load_hf_weights
-    expected = chunks[0].config.gemma
-    # How positions beyond the pretraining length are read is for the recipe to say; the weights fit all the same.
-    if replace(found, max_position_embeddings=expected.max_position_embeddings) != expected:
-        differing = ", ".join(
-            f"{name} {getattr(found, name)} there, {getattr(expected, name)} in the recipe"
-            for name in vars(expected)
-            if getattr(found, name) != getattr(expected, name)
-        )
-        raise CheckpointError(f"{folder} is of another model than the recipe's: {differing}")
+    check_architecture(found, chunks[0].config.gemma, folder)
     load(chunks, folder)
 
 
@@ -141,11 +115,11 @@ def assets_in(folder: Path) -> Path:
 
 
 def load_trained(
-    folder: Path,
+    folder: str | Path,
     *,
     accelerator: Literal["gpu", "cpu"],
     precision: Literal["bf16", "fp32"],
-    base: Path | None = None,
+    base: str | Path | None = None,
     expected: GemmaConfig | None = None,
     strategy: MegatronStrategy | None = None,
 ) -> tuple[list[GemmaModel], Path]:
@@ -161,7 +135,7 @@ def load_trained(
     else:
         info = read_info(folder)
         gemma, lora = info.gemma, info.lora
-        weights = folder if lora is None else base or _base_of(folder, info)
+        weights = folder if lora is None else base or base_of(folder, info)
     strategy = strategy or MegatronStrategy()
     config = transformer_config(
         expected or gemma, strategy, precision=precision, accelerator=accelerator, random_weights=False
@@ -174,10 +148,11 @@ def load_trained(
     return [chunk.cuda() for chunk in chunks] if accelerator == "gpu" else chunks, assets_in(folder)
 
 
-def _base_of(folder: Path, info: CheckpointInfo) -> Path:
-    if info.base is None or not Path(info.base).is_dir():
+def base_of(folder: Path, info: CheckpointInfo) -> Path:
+    """The folder with the weights that a checkpoint's adapters stand on. Raises CheckpointError where it is gone."""
+    if info.base is None or not (source_of(info.base) or Path(info.base).is_dir()):
         raise CheckpointError(
             f"{folder} holds adapters of the weights in {info.base}, which are not there",
             hint="say where they are: export_checkpoint(source, output, base=FOLDER)",
         )
-    return Path(info.base)
+    return checkpoint_folder(info.base)

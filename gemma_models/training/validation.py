@@ -12,12 +12,13 @@ from megatron.core import parallel_state
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.assets import has_tokenizer, load_tokenizer
+from gemma_models.conversion.sources import checkpoint_folder
 from gemma_models.data import DataModule
 from gemma_models.settings import AutoResume, Logger, Trainer
 from gemma_models.training.checkpoints import steps
 from gemma_models.training.metrics import MetricsWriter
 from gemma_models.training.parallel import parallel_context
-from gemma_models.training.restore import assets_in, checkpoint_folder, load_trained
+from gemma_models.training.restore import assets_in, load_trained
 from gemma_models.training.steps import Evaluator, cast, first
 from launcher.errors import ConfigError
 from launcher.worker import JOB_DIR

@@ -19,8 +19,9 @@ _TEXTS = {
     "finetune": ("Train a pretrained Gemma further: adapters, or every weight.", _TRAINING, "finetune"),
     "validate": ("Take the loss of a checkpoint on validation data.", _TRAINING, "validate"),
     "import": (
-        "Turn a Hugging Face folder into a Megatron checkpoint.",
-        "OVERRIDES are its arguments: source=gemma-3-1b-it output=checkpoints/gemma-3-1b-it.",
+        "Turn a Hugging Face checkpoint into a Megatron one.",
+        "OVERRIDES are its arguments: source=hf://google/gemma-3-1b-it, which nemo://google/gemma-3-1b-it names then; "
+        "or source=FOLDER output=FOLDER.",
         "import_checkpoint",
     ),
     "export": (

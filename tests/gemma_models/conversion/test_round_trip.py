@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from gemma_models import export_checkpoint, import_checkpoint
 from gemma_models.conversion.hf_config import hf_config, read_hf_config
 from gemma_models.conversion.mapping import rules
-from gemma_models.conversion.safetensors_io import open_hf_weights, write_hf_weights
+from gemma_models.conversion.safetensors_io import HFWeights, write_hf_weights
 from gemma_models.training.checkpoints import read_info
 from launcher.errors import CheckpointError
 from tests.gemma_models.tiny import hf_model, tiny
@@ -26,8 +26,8 @@ def source(tmp_path: Path) -> Path:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    with open_hf_weights(folder) as weights:
-        return {name: weights.read(name) for name in weights.names()}
+    weights = HFWeights(folder)
+    return {name: weights.read(name) for name in weights.names()}
 
 
 def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -80,7 +80,8 @@ def test_several_files_with_an_index(source: Path, tmp_path: Path) -> None:
     written = tmp_path / "written"
     written.mkdir()
     ours = tensors(source)
-    write_hf_weights(written, ours.items(), max_shard_bytes=200_000)
+    shapes = {name: tuple(tensor.shape) for name, tensor in ours.items()}
+    write_hf_weights(written, shapes, torch.float32, ours.items(), max_shard_bytes=200_000)
     assert len(list(written.glob("model-*-of-*.safetensors"))) > 3
     assert_equal(tensors(written), ours)
 
@@ -112,7 +113,7 @@ def refuses(source: Path, tmp_path: Path, text: str) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    refuses(tmp_path / "nowhere", tmp_path, "nowhere does not exist")
+    refuses(tmp_path / "nowhere", tmp_path, "nowhere' does not exist")
 
 
 def test_config_json_that_is_not_json(source: Path, tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape(source: Path, tmp_
     write({**whole, "model.layers.0.self_attn.q_proj.bias": torch.zeros(1)})
     refuses(source, tmp_path, r"unknown to Gemma, model\.layers\.0\.self_attn\.q_proj\.bias")
     write({**whole, norm: torch.zeros(3)})
-    refuses(source, tmp_path, f"{norm} in .* do not have the shape that config.json implies")
+    refuses(source, tmp_path, f"{norm} in .* does not have the shape that config.json implies")
     write({name: tensor.half() for name, tensor in whole.items()})
     refuses(source, tmp_path, r"are of F16\n.*bfloat16 or as float32")
 

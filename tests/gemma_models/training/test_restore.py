@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 import launcher
 from gemma_models import api
 from gemma_models.conversion.hf_config import read_hf_config
+from gemma_models.conversion.sources import checkpoint_folder
 from gemma_models.settings import LoRA
-from gemma_models.training.restore import checkpoint_folder
 from launcher.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -234,10 +234,10 @@ def test_a_tokenizers_folder_may_hold_another_models_config(
     assert (exported / "tokenizer.json").exists()
 
 
-def test_a_name_of_the_hub_is_no_folder_and_says_how_to_get_one() -> None:
+def test_a_name_of_the_hub_is_no_folder_and_says_how_to_write_it() -> None:
     with pytest.raises(CheckpointError, match="does not exist") as raised:
         checkpoint_folder("google/gemma-3-1b-pt")
-    assert raised.value.hint == "hf download google/gemma-3-1b-pt --local-dir FOLDER, and name the folder"
+    assert raised.value.hint == "hf://google/gemma-3-1b-pt"
     with pytest.raises(CheckpointError, match="does not exist") as raised:
         checkpoint_folder("runs/tiny")
     assert raised.value.hint is None
