@@ -23,12 +23,15 @@ def vocabulary_loss(
     group: dist.ProcessGroup,
     reduce: bool = True,
     fuse: bool,
+    at_once: bool = False,
 ) -> torch.Tensor:
     """Sum of ``weights`` times cross-entropy in nats, a float32 scalar.
 
     Shapes: hidden (n, h); weight (vocabulary / TP, h), this rank's rows; labels int64 (n); weights float32 (n).
     ``cap``: of the final logits (Gemma 2 report, arXiv:2408.00118, section 2). ``group``: tensor parallel. Without
     ``reduce`` the gradient of ``hidden`` is this rank's part of a sum over the group, which the caller takes.
+    With ``at_once`` the gradient of ``weight`` is not returned but added to its ``main_grad``, float32, with the loss:
+    nothing but that may be differentiated then, and a multiple of it is refused.
 
     Gradients are taken with the loss, while the logits are there, as in Liger Kernel's fused linear cross-entropy
     (arXiv:2410.10989, section 3.2); logits and their gradient are in the dtype of the weights, everything between them
@@ -36,7 +39,7 @@ def vocabulary_loss(
     """
     learns = torch.is_grad_enabled()  # in there it never is
     total: torch.Tensor = _VocabularyLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, labels, weights, cap, group, reduce, fuse, learns
+        hidden, weight, labels, weights, cap, group, reduce, fuse, learns, at_once
     )
     return total
 
@@ -54,13 +57,16 @@ class _VocabularyLoss(torch.autograd.Function):
         reduce: bool,
         fuse: bool,
         learns: bool,
+        at_once: bool,
     ) -> torch.Tensor:
         size = dist.get_world_size(group)
         labels = labels - dist.get_rank(group) * weight.shape[0]
         wanted = learns and (hidden.requires_grad or weight.requires_grad)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         to_hidden = torch.empty_like(hidden) if wanted else None
-        to_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted and weight.requires_grad else None
+        to_weight = None
+        if wanted and weight.requires_grad:
+            to_weight = weight.main_grad if at_once else torch.zeros_like(weight, dtype=torch.float32)
         look, turn = _passes(fuse)
         for start in range(0, len(hidden), ROWS):
             rows = slice(start, start + ROWS)
@@ -77,16 +83,18 @@ class _VocabularyLoss(torch.autograd.Function):
                 add_product(to_weight, logits, hidden[rows])
         if to_hidden is not None and reduce and size > 1:
             dist.all_reduce(to_hidden, group=group)
-        ctx.save_for_backward(to_hidden, to_weight)
-        ctx.dtype = weight.dtype
+        ctx.save_for_backward(to_hidden, None if at_once else to_weight)
+        ctx.dtype, ctx.at_once = weight.dtype, at_once
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> Any:  # type: ignore[override]
         to_hidden, to_weight = ctx.saved_tensors
+        if ctx.at_once:
+            torch._assert_async((scale == 1.0).all(), "the gradient of the vocabulary is added up for a loss as it is")
         if to_weight is not None:
             to_weight = to_weight.mul_(scale).to(ctx.dtype)
-        return to_hidden.mul_(scale), to_weight, *[None] * 7
+        return to_hidden.mul_(scale), to_weight, *[None] * 8
 
 
 def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:

@@ -110,15 +110,18 @@ class GemmaModel(GPTModel):
         else:
             counts = weights.bool()
             hidden, wanted, weights = hidden[counts], wanted[counts], weights[counts]
+        weight = self.shared_embedding_or_output_weight()
         return vocabulary_loss(
             hidden,
-            self.shared_embedding_or_output_weight(),
+            weight,
             wanted,
             weights,
             cap=self.config.gemma.final_logit_softcapping,
             group=self.pg_collection.tp,
             reduce=not self.config.sequence_parallel,
             fuse=self.config.kernels.fused,
+            # Megatron waits for a gradient of every weight; where the embedding is here too, that one comes.
+            at_once=self.config.kernels.fused and self.pre_process and hasattr(weight, "main_grad"),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,7 +32,6 @@ _Loss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def wrap(chunks: list[GemmaModel], strategy: MegatronStrategy) -> list[DistributedDataParallel]:
     """The model as Megatron trains it: cast where it is to be bfloat16, with float32 gradients summed over replicas."""
     config = chunks[0].config
-    config.finalize_model_grads_func = finalize_model_grads
     modules = cast(chunks)  # first: Megatron's wrapper asks at once how losses are averaged
     options = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -75,9 +75,8 @@ class Evaluator:
             chunk.eval()
         total = tokens = 0.0
         for together in self._turns(batches):
-            loss, count = self._run(together, forward_only=True)
-            if count:
-                total, tokens = total + loss * count, tokens + count
+            loss, count = self._run(together, forward_only=True).tolist()
+            total, tokens = total + loss, tokens + count
         return total / tokens if tokens else float("nan"), int(tokens)
 
     def _turns(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
@@ -88,7 +87,8 @@ class Evaluator:
             nothing = {**together[-1], "loss_mask": torch.zeros_like(together[-1]["loss_mask"])}
             yield together + [nothing] * (turn - len(together))
 
-    def _run(self, micro_batches: list[Batch], forward_only: bool = False) -> tuple[float, float]:
+    def _run(self, micro_batches: list[Batch], forward_only: bool = False) -> torch.Tensor:
+        """Float32 (2): the sum of the losses of all ranks, and the number of tokens in it."""
         check_batches(micro_batches, self.config.gemma.vocab_size)
         rows, length = micro_batches[0]["tokens"].shape
         losses = self.schedule(
@@ -100,14 +100,13 @@ class Evaluator:
             micro_batch_size=rows,
             forward_only=forward_only,
         )
-        # (loss, tokens), summed over the micro-batches, then over the replicas; the last stage tells the others.
+        # Summed over the micro-batches, then over the replicas; the last stage tells the others.
         sums = torch.stack(losses).sum(0) if losses else torch.zeros(2, device=self.device)
         dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
             last = parallel_state.get_pipeline_model_parallel_last_rank()
             dist.broadcast(sums, src=last, group=parallel_state.get_pipeline_model_parallel_group())
-        total, tokens = sums.tolist()
-        return total / tokens if tokens else 0.0, tokens
+        return sums
 
     def _iterators(self, batches: list[Batch]) -> Iterator[Batch] | list[Iterator[Batch]]:
         """What the schedule takes batches from: one iterator, or one for each chunk."""
@@ -138,6 +137,9 @@ class Stepper(Evaluator):
         self.config.grad_scale_func = optimizer.scale_loss
         no_sync = [chunk.no_sync for chunk in chunks]
         self.config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
+        self._adam = _adam_of(optimizer) if self.config.kernels.fused else None
+        self._finalize = finalize_model_grads if self._adam is None else _summed
+        self.config.finalize_model_grads_func = self._finalize
         self._steps = 0
         self._graph: Recorded | None = None
 
@@ -160,9 +162,12 @@ class Stepper(Evaluator):
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         recorded = self._recorded(micro_batches)
-        loss = self._run(micro_batches)[0] if recorded is None else self._replay(recorded, micro_batches)
-        _, grad_norm, _ = self.optimizer.step()
-        return loss, float(grad_norm), sum(batch["tokens"].numel() for batch in micro_batches)
+        sums = self._run(micro_batches) if recorded is None else self._replay(recorded, micro_batches)
+        # Nothing has waited for the GPU so far where AdamW is ours: it computes while Python goes through all weights.
+        norm = self.optimizer.step()[1] if self._adam is None else self._adam.step(sums[1])
+        loss, tokens = sums.tolist()
+        read = sum(batch["tokens"].numel() for batch in micro_batches)
+        return loss / tokens if tokens else 0.0, float(norm), read
 
     def _recorded(self, micro_batches: list[Batch]) -> Recorded | None:
         """The recording that does for these, where there are to be recordings."""
@@ -184,16 +189,29 @@ class Stepper(Evaluator):
             return self._graph
         return None
 
-    def _replay(self, recorded: Recorded, micro_batches: list[Batch]) -> float:
+    def _replay(self, recorded: Recorded, micro_batches: list[Batch]) -> torch.Tensor:
         """As `_run`, on one pipeline stage."""
         check_batches(micro_batches, self.config.gemma.vocab_size)
         sums = torch.zeros(2, device=self.device)
         for batch in micro_batches:
             sums += recorded.run(batch)
-        finalize_model_grads(self.chunks, sums[1].int())
+        self._finalize(self.chunks, sums[1].int())
         dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
-        total, tokens = sums.tolist()
-        return total / tokens if tokens else 0.0
+        return sums
+
+
+def _adam_of(optimizer: Any) -> Any:
+    """AdamW in one pass, over the states of Transformer Engine's; None where Megatron found another."""
+    if importlib.util.find_spec("transformer_engine") is None:
+        return None
+    from gemma_models.modeling.gpu.adam import ClippedAdamW
+
+    return ClippedAdamW(optimizer)
+
+
+def _summed(chunks: list[Any], tokens: torch.Tensor | None = None, **options: Any) -> None:
+    """Megatron's last work on gradients, which stay sums over tokens: the optimizer divides them as it reads them."""
+    finalize_model_grads(chunks, None, **options)
 
 
 def shared(batch: Batch) -> Batch:
@@ -212,7 +230,8 @@ def check_batches(batches: list[Batch], vocab_size: int) -> None:
         places = batch["position_ids"]
         if len(places) > 1 and not torch.equal(places, places[:1].expand_as(places)):
             raise DataError("the rows of a batch have different position_ids", hint="data.micro_batch_size=1")
-        for ids in (batch["tokens"], batch["labels"][batch["loss_mask"] > 0]):
+        # Not by picking those that count, which takes milliseconds, while a GPU waits.
+        for ids in (batch["tokens"], batch["labels"].where(batch["loss_mask"] > 0, 0)):
             if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
                 wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
                 raise DataError(

@@ -156,15 +156,16 @@ def check_adam(folder: Path) -> None:
             get_main_grads_for_grad_norm=lambda: [tensor.grad for tensor in sides[1]],
             get_grad_stats_parallel_group=lambda: group,
             step_with_ready_grads=lambda: inner.step(),
+            config=SimpleNamespace(clip_grad=1.0),
         )
-        ours = ClippedAdamW(part, clip=1.0)
+        ours = ClippedAdamW(part)
         for _ in range(10):
             for mine, other in zip(*sides, strict=True):
                 mine.grad = torch.randn(mine.shape, generator=draw, device="cuda")
-                other.grad = mine.grad.clone()
+                other.grad = 3.0 * mine.grad
             norm = torch.nn.utils.clip_grad_norm_(sides[0], 1.0)
             theirs.step()
-            torch.testing.assert_close(ours.step(), norm)
+            torch.testing.assert_close(ours.step(torch.tensor(3.0, device="cuda")), norm)
     torch.testing.assert_close(sides[1], sides[0])
     require(not torch.allclose(sides[1][0], start[0], atol=1e-2), "AdamW did nothing")
     print("AdamW in Triton: as torch's, clipped")

@@ -18,29 +18,30 @@ class ClippedAdamW:
     Nothing waits for the gradient's norm: it stays on the GPU, and each gradient is multiplied there as it is read.
     """
 
-    def __init__(self, optimizer: MegatronOptimizer, clip: float) -> None:
-        """``clip`` bounds the norm over all parameters; 0 does not."""
+    def __init__(self, optimizer: MegatronOptimizer) -> None:
+        self.whole = optimizer
         self.parts = getattr(optimizer, "chained_optimizers", [optimizer])
-        self.clip = clip
+        self.parts = [part for part in self.parts if not getattr(part, "is_stub_optimizer", False)]
         for part in self.parts:
             part.optimizer.step = lambda inner=part.optimizer: _step_all(inner, self.factor)
 
     @torch.no_grad()
-    def step(self) -> torch.Tensor:
-        """The norm that the gradients had, a float32 scalar on the GPU."""
-        for part in self.parts:
-            part.prepare_grads()
-        norm = self._norm()
-        bound = self.clip / (norm + 1e-6)  # as Megatron and torch have it
-        self.factor = bound.clamp(max=1.0) if self.clip else torch.ones_like(norm)
-        for part in self.parts:
-            part.step_with_ready_grads()
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Step by gradients that are sums over ``tokens``, a scalar on the GPU; the norm of their mean, float32."""
+        self.whole.prepare_grads()
+        count = tokens.clamp(min=1.0)
+        norm = self._norm() / count
+        clip = self.whole.config.clip_grad
+        bound = clip / (norm + 1e-6) if clip else torch.ones_like(norm)  # as Megatron and torch have it
+        self.factor = bound.clamp(max=1.0) / count
+        self.whole.step_with_ready_grads()
         return norm
 
     def _norm(self) -> torch.Tensor:
         total = torch.zeros((), device="cuda")
         for part in self.parts:
-            gradients = part.get_main_grads_for_grad_norm()
+            named = getattr(part, "get_grads_for_grad_norm", None)  # Megatron-Core from 0.17 on
+            gradients = part.get_main_grads_for_grad_norm() if named is None else named()
             squares = torch.zeros((), device="cuda")
             if gradients:
                 squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
