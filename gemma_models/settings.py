@@ -203,7 +203,7 @@ class Wandb:
 
 @dataclass(kw_only=True)
 class Logger:
-    """Where a run writes: ``dir / name`` holds its checkpoints, its TensorBoard events (tensorboard/), what is left of a
+    """Where a run writes: ``dir / name`` holds its checkpoints, TensorBoard events (tensorboard/), what is left of a
     profile or a failure, and its metrics when no launcher keeps them.
 
     Without a ``dir`` it is the folder that SAVE_DIR names where the run is, else "checkpoints" in the current folder.

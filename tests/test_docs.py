@@ -64,7 +64,7 @@ def test_an_example_runs_and_says_what_it_should(name: str, tmp_path: Path) -> N
 def test_recipes_for_a_reader_of_its_guide(launcher_home: Path, tmp_path: Path) -> None:
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
     page = re.sub(r"^    \$ torchrun .*?\n\n", "", page, flags=re.DOTALL | re.MULTILINE)  # test_run_recipe.py runs that
-    assert Reader(tmp_path, launcher_home, {}).walk(page) == 2
+    assert Reader(tmp_path, launcher_home, {}).walk(page) == 3
 
 
 def test_slurm_for_a_reader_of_its_guide(slurm_lab: SlurmLab, launcher_home: Path, tmp_path: Path) -> None:

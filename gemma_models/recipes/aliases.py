@@ -7,6 +7,7 @@ them; a path that is in it means what it says there, and any other is ours.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any, Final
 from launcher.errors import OverrideError
 from launcher.tree import arguments, has, join, show, walk
 
+_PARTS: Final = ("model", "data", "trainer", "log", "resume", "optim")
 _STRATEGY: Final = "trainer.strategy"
 _PATH: Final = re.compile(r"[\w.]+")
 _PRECISIONS: Final = {
@@ -69,6 +71,12 @@ def _precision(task: Any, value: str) -> list[str]:
     return [f"trainer.{name}={each}" for name, each in meant.items()]
 
 
+def _wandb(task: Any, value: str) -> list[str]:
+    if task.log.wandb is not None:
+        return [f"log.wandb.project={value}"]
+    return [f"log.wandb={{project: {json.dumps(value)}}}"]
+
+
 ALIASES: Final[dict[str, str | Callable[[Any, str], list[str]]]] = {
     "train.train_iters": "trainer.max_steps",
     "train.global_batch_size": "data.global_batch_size",
@@ -82,6 +90,7 @@ ALIASES: Final[dict[str, str | Callable[[Any, str], list[str]]]] = {
     "checkpoint.pretrained_checkpoint": _pretrained,
     "checkpoint.save_interval": "log.ckpt.every_n_train_steps",
     "checkpoint.most_recent_k": "log.ckpt.save_last_k",
+    "checkpoint.async_save": "log.ckpt.async_save",
     "optimizer.lr": "optim.config.lr",
     "optimizer.min_lr": "optim.lr_scheduler.min_lr",
     "optimizer.weight_decay": "optim.config.weight_decay",
@@ -109,13 +118,20 @@ ALIASES: Final[dict[str, str | Callable[[Any, str], list[str]]]] = {
     "dataset.dataset_root": _dataset_root,
     "tokenizer.tokenizer_model": "tokenizer",
     "logger.log_interval": "trainer.log_every_n_steps",
+    "logger.wandb_project": _wandb,
+    "logger.wandb_entity": "log.wandb.entity",
+    "logger.wandb_exp_name": "log.wandb.name",
     "rng.seed": "trainer.seed",
     "mixed_precision": _precision,
 }
 
 ARGUMENTS: Final[dict[str, str]] = {
     "finetune_lr": "optim.config.lr",
-    **{path.rpartition(".")[2]: target for path, target in ALIASES.items() if isinstance(target, str)},
+    **{
+        path.rpartition(".")[2]: target
+        for path, target in ALIASES.items()
+        if isinstance(target, str) and not target.startswith("log.wandb.")  # which is nothing until it has a project
+    },
 }
 """What the functions of `bridge` take by name: the last part of a path, for the same value."""
 
@@ -123,8 +139,11 @@ ARGUMENTS: Final[dict[str, str]] = {
 def meaning(task: Any, text: str) -> list[str]:
     """What an override of a recipe stands for, by the table; itself where it has none of those names.
 
-    Raises OverrideError for a path that is in neither tree and near one of Bridge's, with the nearest of both.
+    A task that has not the parts of a recipe has its own names alone. Raises OverrideError for a path that is in
+    neither tree and near one of Bridge's, with the nearest of both.
     """
+    if not all(has(task, part) for part in _PARTS):
+        return [text]
     found = _PATH.match(text)
     path = found[0] if found else ""
     rest = text[len(path) :]

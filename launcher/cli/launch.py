@@ -51,6 +51,7 @@ class Options:
 
 def launch(entrypoint: str, function: str, options: Options) -> None:
     """Build the task, show it, ask, and run it. Raises LaunchError and its family."""
+    from gemma_models.recipes.aliases import meaning
     from launcher.cli.recipes import values
     from launcher.overrides import apply
 
@@ -59,7 +60,7 @@ def launch(entrypoint: str, function: str, options: Options) -> None:
         click.echo(f"workspace {shown(workspace.file)}", err=True)
     own = tuple(text for text in options.overrides if text.startswith(_EXECUTOR))
     task, title, source = _task(entrypoint, function, options, workspace)
-    apply(task, [text for text in options.overrides if text not in own], values(workspace))
+    apply(task, [text for text in options.overrides if text not in own], values(workspace), aliases=meaning)
     if options.to_yaml is not None:
         _write_yaml(task, options)
         return

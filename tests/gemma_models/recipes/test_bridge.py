@@ -12,6 +12,8 @@ from gemma_models import gemma2_2b, gemma2_9b, gemma3_1b
 from gemma_models.recipes import CONFIGS, NAMES
 from gemma_models.recipes.aliases import ALIASES, ARGUMENTS, meaning
 from gemma_models.recipes.factories import factories
+from gemma_models.settings import Wandb
+from launcher.config import Config
 from launcher.errors import ConfigError, OverrideError
 from launcher.overrides import apply
 
@@ -31,6 +33,9 @@ VALUES = {
     "model.recompute_granularity": ("full", {"trainer.recompute_granularity": "full"}),
     "model.transformer_impl": ("transformer_engine", {"trainer.transformer_impl": "transformer_engine"}),
     "model.attention_backend": ("flash", {"trainer.attention": "flash"}),
+    "logger.wandb_project": ("my team's", {"log.wandb.project": "my team's"}),
+    "logger.wandb_entity": ("team", {"log.wandb.entity": "team"}),
+    "logger.wandb_exp_name": ("first", {"log.wandb.name": "first"}),
     "tokenizer.tokenizer_model": ("folder", {"tokenizer": "folder"}),
 }
 
@@ -103,6 +108,7 @@ def test_a_path_of_bridges_is_a_value_of_ours(path: str) -> None:
     recipe = gemma3_1b.finetune_recipe(peft_scheme="none")
     recipe.trainer.precision = "fp32"
     recipe.data.train_path = recipe.resume.restore_config.path = "not yet"
+    recipe.log.wandb = Config(Wandb, project="another")
     target = ALIASES[path]
     if path in VALUES:
         text, found = VALUES[path]
@@ -123,6 +129,12 @@ def test_an_argument_is_the_last_name_of_one_value_alone() -> None:
         assert {each for path, each in ALIASES.items() if path.rpartition(".")[2] == name} <= {target}
 
 
+def test_weights_and_biases_without_any_yet() -> None:
+    recipe = gemma3_1b.pretrain_recipe()
+    apply(recipe, ["logger.wandb_project=my team's", "logger.wandb_exp_name=first"], factories(), aliases=meaning)
+    assert (recipe.log.wandb.project, recipe.log.wandb.name) == ("my team's", "first")
+
+
 def test_fp8_comes_with_the_layers_that_can() -> None:
     recipe = gemma3_1b.pretrain_recipe()
     apply(recipe, ["mixed_precision=bf16_with_fp8_current_scaling_mixed"], factories(), aliases=meaning)
@@ -132,6 +144,10 @@ def test_fp8_comes_with_the_layers_that_can() -> None:
         "transformer_engine",
         "tensorwise",
     )
+
+
+def test_a_task_that_is_no_recipe_has_its_own_names() -> None:
+    assert meaning(Config(dict, train=Config(dict, train_iters=1)), "train.train_iters=5") == ["train.train_iters=5"]
 
 
 def test_weights_to_pretrain_from_need_no_place_yet() -> None:
