@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gemma_models.api import train as train
     from gemma_models.api import validate as validate
     from gemma_models.architectures import GemmaConfig as GemmaConfig
+    from gemma_models.bridge import AutoBridge as AutoBridge
     from gemma_models.data import DataModule as DataModule
     from gemma_models.data import InstructionData as InstructionData
     from gemma_models.data import MockData as MockData
@@ -59,6 +60,7 @@ _HOMES = {
         "validate",
     ),
     "architectures": ("GemmaConfig",),
+    "bridge": ("AutoBridge",),
     "data": ("DataModule", "InstructionData", "MockData"),
     "settings": (
         "AutoResume",

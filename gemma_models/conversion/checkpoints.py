@@ -31,7 +31,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def import_hf(source: str | Path, output: str | Path | None) -> Path:
     """See `gemma_models.api.import_checkpoint`."""
     target = Path(output).expanduser() if output is not None else _cached(source)
-    _refuse_existing(target, "" if output is not None else " and is what nemo:// names")
+    refuse_existing(target, "" if output is not None else " and is what nemo:// names")
     folder = checkpoint_folder(source)
     gemma, weights = read_hf_config(folder), HFWeights(folder)
     weights.check(hf_shapes(gemma))
@@ -47,7 +47,7 @@ def import_hf(source: str | Path, output: str | Path | None) -> Path:
 
 def export_hf(source: str | Path, output: Path, base: str | Path | None) -> Path:
     """See `gemma_models.api.export_checkpoint`."""
-    _refuse_existing(output)
+    refuse_existing(output)
     folder = checkpoint_folder(source)
     info = read_info(folder)
     gemma, dtype, shapes = info.gemma, _DTYPES[info.precision], hf_shapes(info.gemma)
@@ -134,7 +134,8 @@ def _cached(source: str | Path) -> Path:
     return imported_folder(named or Source("nemo", Path(source).expanduser().absolute().name))
 
 
-def _refuse_existing(output: Path, more: str = "") -> None:
+def refuse_existing(output: Path, more: str = "") -> None:
+    """Raises CheckpointError where something stands at ``output``."""
     if output.exists():
         raise CheckpointError(
             f"{output} exists already{more}", hint=f"remove it, or name another folder than {output.name}"
