@@ -44,7 +44,7 @@ def test_every_line_runs(folder: Path) -> None:
     def output(begin: str) -> str:
         return next(text for line, text in printed.items() if line.startswith(begin))
 
-    assert "gemma3_270m  gemma_models.gemma3_270m.finetune_recipe" in output("finetune --help")
+    assert "gemma3_270m      gemma_models.gemma3_270m.finetune_recipe" in output("finetune --help")
     assert "max_steps: 500" in output("finetune --factory gemma3_270m --dryrun")
     assert "CUDA_DEVICE_MAX_CONNECTIONS=8" in output("env")
     assert "tiny         gemma_workspace.py:18" in output("pretrain --help")
