@@ -127,30 +127,34 @@ def validate(
 
 
 @keeps("output")
-def import_checkpoint(source: str | Path, output: str | Path | None = None) -> Path:
+def import_checkpoint(source: str | Path, output: str | Path | None = None, base: str | Path | None = None) -> Path:
     """Turn a Hugging Face checkpoint into a Megatron checkpoint, in the weights' own dtype; the folder that it is in.
 
     ``source`` is ``hf://google/gemma-3-1b-it`` (a revision after ``@``), which is fetched first, or a folder. Without
     an ``output`` it goes where ``nemo://google/gemma-3-1b-it`` finds it: by the source's name, or by the folder's,
-    in models/ of $NEMO_CACHE_DIR or of $GEMMA_LAUNCHER_HOME.
+    in models/ of $NEMO_CACHE_DIR or of $GEMMA_LAUNCHER_HOME. An adapter of peft's becomes a checkpoint of adapters;
+    ``base`` names the weights that it stands on, where it does not, or these have moved.
     Raises CheckpointError where the source is not a whole Gemma text checkpoint, or ``output`` exists.
     """
     from gemma_models.conversion.checkpoints import import_hf
 
-    return import_hf(source, output)
+    return import_hf(source, output, base)
 
 
 @keeps("output")
-def export_checkpoint(source: str | Path, output: str | Path, base: str | Path | None = None) -> Path:
+def export_checkpoint(
+    source: str | Path, output: str | Path, base: str | Path | None = None, adapter: bool = False
+) -> Path:
     """Turn a Megatron checkpoint into a Hugging Face folder at ``output``; adapters are merged into their base.
 
     ``source`` is a folder, or a ``nemo://`` name. ``base`` names the weights that adapters stand on, where they have
-    moved since training.
+    moved since training. With ``adapter`` the adapters alone are written, as Hugging Face's peft reads them.
     Raises CheckpointError where the source is no checkpoint, its base is not found, or ``output`` exists.
     """
-    from gemma_models.conversion.checkpoints import export_hf
+    from gemma_models.conversion.checkpoints import export_hf, export_peft
 
-    return export_hf(source, Path(output).expanduser(), base)
+    target = Path(output).expanduser()
+    return export_peft(source, target) if adapter else export_hf(source, target, base)
 
 
 import_ckpt, export_ckpt = import_checkpoint, export_checkpoint

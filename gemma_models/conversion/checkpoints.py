@@ -14,6 +14,8 @@ import torch
 from torch.distributed.checkpoint import CheckpointException
 
 from gemma_models.architectures import GemmaConfig
+from gemma_models.conversion.adapters import CONFIG, peft_config, read_peft, write_peft
+from gemma_models.conversion.adapters import WEIGHTS as PEFT_WEIGHTS
 from gemma_models.conversion.assets import say_dtype, write_assets
 from gemma_models.conversion.hf_config import check_architecture, read_hf_config
 from gemma_models.conversion.mapping import hf_shapes, megatron_tensors
@@ -28,11 +30,13 @@ from launcher.errors import CheckpointError, LaunchError
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def import_hf(source: str | Path, output: str | Path | None) -> Path:
+def import_hf(source: str | Path, output: str | Path | None, base: str | Path | None = None) -> Path:
     """See `gemma_models.api.import_checkpoint`."""
     target = Path(output).expanduser() if output is not None else _cached(source)
     refuse_existing(target, "" if output is not None else " and is what nemo:// names")
     folder = checkpoint_folder(source)
+    if (folder / CONFIG).exists():
+        return _import_adapters(folder, target, base)
     gemma, weights = read_hf_config(folder), HFWeights(folder)
     weights.check(hf_shapes(gemma))
     info = CheckpointInfo(gemma=gemma, precision=weights.precision)
@@ -43,6 +47,44 @@ def import_hf(source: str | Path, output: str | Path | None) -> Path:
         write_tensors(partial / "weights", shapes, dtype, _counted(read, done))
         complete(partial, target, info, folder)
     return target
+
+
+def _import_adapters(folder: Path, target: Path, base: str | Path | None) -> Path:
+    named = base or peft_config(folder).get("base_model_name_or_path")
+    if not named:
+        raise CheckpointError(f"{folder} does not name the weights it stands on", hint="base=FOLDER, or hf://NAME")
+    if base is None and not Path(named).is_dir():
+        named = f"hf://{named}"
+    under = checkpoint_folder(named)
+    gemma = read_info(under).gemma if (under / "checkpoint.json").exists() else read_hf_config(under)
+    lora, tensors = read_peft(folder, gemma)
+    # In the adapters' own dtype, and their base with them.
+    info = CheckpointInfo(
+        gemma=gemma,
+        precision=HFWeights(folder, PEFT_WEIGHTS).precision,
+        lora=lora,
+        base=str(source_of(named) or Path(named).expanduser().resolve()),
+    )
+    with _written(target) as partial:
+        (partial / "weights").mkdir()
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        write_tensors(partial / "weights", shapes, _DTYPES[info.precision], tensors.__getitem__)
+        complete(partial, target, info, assets_in(under))
+    return target
+
+
+def export_peft(source: str | Path, output: Path) -> Path:
+    """See `gemma_models.api.export_checkpoint`, with ``adapter``."""
+    refuse_existing(output)
+    folder = checkpoint_folder(source)
+    info = read_info(folder)
+    if info.lora is None:
+        raise CheckpointError(f"{folder} holds whole weights, and no adapters", hint="export it without adapter=true")
+    adapters = check_files(folder, MegatronWeights)
+    with _written(output) as partial:
+        write_peft(partial, info, adapters)
+        partial.rename(output)
+    return output
 
 
 def export_hf(source: str | Path, output: Path, base: str | Path | None) -> Path:
