@@ -72,7 +72,8 @@ class Trainer:
     reduces gradients in float32. ``limit_val_batches`` bounds one validation pass, in micro-batches a rank.
     ``attention`` computes attention: "flash" (flash-attn), "te" (Transformer Engine, not for Gemma 2), "flex"
     (torch's FlexAttention), "local" (plain torch, with the whole matrix of scores); "auto" is the first that is
-    installed and fits. ``fusion`` compiles chains of elementwise operations, on a GPU, which takes a C compiler there.
+    installed and fits. ``fusion`` takes chains of elementwise operations in one kernel each, on a GPU, where Triton
+    builds them with a C compiler.
     ``cuda_graphs`` records a step and replays it, so that the GPU does not wait for Python; logits of all tokens are
     made then, so it is for data whose every token counts, in one pipeline stage.
     ``transformer_impl`` has linear layers computed by Megatron-Core or Transformer Engine, with the same parameters;

@@ -19,8 +19,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from gemma_models.modeling.attention import GemmaSelfAttention
 from gemma_models.modeling.config import GemmaTransformerConfig
 from gemma_models.modeling.cores import core
-from gemma_models.modeling.fused import fused
-from gemma_models.modeling.norms import RMSNorm, rms_norm
+from gemma_models.modeling.norms import RMSNorm
 from gemma_models.modeling.recompute import GemmaLayer
 
 _Residual = Callable[[tuple[torch.Tensor, Any], torch.Tensor, float], torch.Tensor]
@@ -35,30 +34,15 @@ class PostNormAdd(torch.nn.Module):
 
     def __init__(self, config: GemmaTransformerConfig) -> None:
         super().__init__()
-        self.post_layernorm = AddedNorm(config, config.hidden_size, config.layernorm_epsilon)
+        self.post_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
 
     def forward(self, training: bool, fused: bool) -> _Residual:
         return self._add
 
     def _add(self, output_with_bias: tuple[torch.Tensor, Any], residual: torch.Tensor, dropout: float) -> torch.Tensor:
         output, _ = output_with_bias  # Gemma has neither biases nor dropout
-        added: torch.Tensor = self.post_layernorm(residual, output)
+        added: torch.Tensor = self.post_layernorm(output, residual)
         return added
-
-
-class AddedNorm(RMSNorm):
-    """``residual + norm(x)`` in one kernel. A module, since Megatron waits for its weight where it is called."""
-
-    def __init__(self, config: GemmaTransformerConfig, hidden_size: int, eps: float) -> None:
-        super().__init__(config, hidden_size, eps)
-        self.add = fused(_add_normed, on=config.kernels.fused)
-
-    def forward(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return self.add(residual, x, self.weight, self.eps)
-
-
-def _add_normed(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return residual + rms_norm(x, weight, eps)
 
 
 def _linear(config: GemmaTransformerConfig) -> tuple[type[torch.nn.Module], type[torch.nn.Module]]:

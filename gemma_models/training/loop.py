@@ -196,7 +196,7 @@ def _prepare_model(
     of these."""
     kernels = kernels_for(gemma, trainer)
     if dist.get_rank() == 0:
-        chains = "compiled" if kernels.fused else "as they are"
+        chains = "fused" if kernels.fused else "as they are"
         print(f"attention: {kernels.attention}; elementwise chains {chains}", file=sys.stderr)
     config = transformer_config(
         gemma,

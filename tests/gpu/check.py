@@ -109,8 +109,9 @@ def check_kernels(size: str, folder: Path) -> None:
 
 def check_passes(folder: Path) -> None:
     """What is written in Triton, against plain torch; a cap that is left out is seen."""
-    from gemma_models.modeling import loss
+    from gemma_models.modeling import loss, norms
     from gemma_models.modeling.gpu import cross_entropy
+    from gemma_models.modeling.gpu import norms as gpu_norms
     from gemma_models.modeling.gpu.gelu import GatedGelu
 
     draw = torch.Generator(device="cuda").manual_seed(3)
@@ -122,6 +123,19 @@ def check_passes(folder: Path) -> None:
     gradients = [torch.autograd.grad((value * weights).sum(), x)[0] for value in (plain, ours)]
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(gradients[1], gradients[0])
+    for shape, heads in (((37, 2, 1152), None), ((37, 2, 6, 256), 4)):
+        # Queries are a part of what holds keys and values too.
+        x = torch.randn(shape, generator=draw, device="cuda", requires_grad=True)
+        weight = torch.randn(shape[-1], generator=draw, device="cuda", requires_grad=True)
+        residual = torch.randn(shape, generator=draw, device="cuda", requires_grad=True)
+        part = x if heads is None else x[..., :heads, :]
+        added = residual if heads is None else None
+        leaves = [x, weight] if heads else [x, weight, residual]
+        values = [norm.rms_norm(part, weight, 1e-6, added) for norm in (norms, gpu_norms)]
+        factor = torch.randn(values[0].shape, generator=draw, device="cuda")
+        grads = [torch.autograd.grad((value * factor).sum(), leaves) for value in values]
+        torch.testing.assert_close(values[1], values[0])
+        torch.testing.assert_close(grads[1], grads[0], atol=1e-4, rtol=1e-4)
     for cap in (None, 30.0):
         logits = 20 * torch.randn(19, 20_000, generator=draw, device="cuda")
         labels = torch.randint(-9_000, 25_000, (19,), generator=draw, device="cuda")  # some are another rank's
@@ -133,7 +147,7 @@ def check_passes(folder: Path) -> None:
         loss.to_gradient(theirs, labels, seen[0], weights, cap)
         cross_entropy.to_gradient(logits, labels, seen[0], weights, cap)
         torch.testing.assert_close(logits, theirs, atol=1e-6, rtol=1e-4)
-    print("gated GELU and loss in Triton: as in plain torch")
+    print("gated GELU, norms and loss in Triton: as in plain torch")
 
 
 def check_adam(folder: Path) -> None:

@@ -12,7 +12,7 @@ _BLOCK = 8192  # words that a program reads at once
 def read(logits: torch.Tensor, labels: torch.Tensor, cap: float | None) -> torch.Tensor:
     """As `gemma_models.modeling.loss.read`."""
     out = torch.empty(2, len(logits), dtype=torch.float32, device=logits.device)
-    _read[(len(logits),)](logits, labels, out, len(logits), logits.shape[1], cap or 0.0, _BLOCK, num_warps=16)
+    _read[(len(logits),)](logits, labels, out, len(logits), logits.shape[1], cap or 0.0, _BLOCK, num_warps=8)
     return out
 
 
@@ -22,7 +22,7 @@ def to_gradient(
     """As `gemma_models.modeling.loss.to_gradient`."""
     blocks = triton.cdiv(logits.shape[1], _BLOCK)
     _to_gradient[(len(logits), blocks)](
-        logits, labels, total, weights.contiguous(), logits.shape[1], cap or 0.0, _BLOCK, num_warps=16
+        logits, labels, total, weights.contiguous(), logits.shape[1], cap or 0.0, _BLOCK, num_warps=8
     )
 
 
@@ -37,22 +37,19 @@ def _capped(logits, cap):  # type: ignore[no-untyped-def]
 def _read(logits, labels, out, rows, words, cap, block: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     logits += row * words
-    # Each lane keeps a maximum and a sum of its own (arXiv:1805.02867), joined at the end.
-    top = tl.full((block,), -1e30, tl.float32)
-    total = tl.zeros((block,), tl.float32)
+    # The sum so far is of exp(logit - top), for the highest logit so far (arXiv:1805.02867, algorithm 3).
+    top, total = -1e30, 0.0
     for start in range(0, words, block):
         here = start + tl.arange(0, block)
-        seen = _capped(tl.load(logits + here, mask=here < words, other=-1e30).to(tl.float32), cap)
+        seen = _capped(tl.load(logits + here, mask=here < words, other=0.0).to(tl.float32), cap)
         seen = tl.where(here < words, seen, -1e30)
-        higher = tl.maximum(top, seen)
-        total = total * tl.exp(top - higher) + tl.exp(seen - higher)
+        higher = tl.maximum(top, tl.max(seen, 0))
+        total = total * tl.exp(top - higher) + tl.sum(tl.exp(seen - higher), 0)
         top = higher
-    highest = tl.max(top, 0)
-    total = tl.sum(total * tl.exp(top - highest), 0)
     label = tl.load(labels + row)
     mine = (label >= 0) & (label < words)
     chosen = _capped(tl.load(logits + label, mask=mine, other=0.0).to(tl.float32), cap)
-    tl.store(out + row, highest + tl.log(total))
+    tl.store(out + row, top + tl.log(total))
     tl.store(out + rows + row, tl.where(mine, chosen, 0.0))
 
 
