@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gemma_models.architectures import GemmaConfig as GemmaConfig
     from gemma_models.bridge import AutoBridge as AutoBridge
     from gemma_models.data import DataModule as DataModule
+    from gemma_models.data import HuggingFaceData as HuggingFaceData
     from gemma_models.data import InstructionData as InstructionData
     from gemma_models.data import MockData as MockData
     from gemma_models.recipes import Recipes
@@ -61,7 +62,7 @@ _HOMES = {
     ),
     "architectures": ("GemmaConfig",),
     "bridge": ("AutoBridge",),
-    "data": ("DataModule", "InstructionData", "MockData"),
+    "data": ("DataModule", "HuggingFaceData", "InstructionData", "MockData"),
     "settings": (
         "AutoResume",
         "CosineAnnealing",

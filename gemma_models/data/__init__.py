@@ -4,6 +4,7 @@ A data module of one's own is any dataclass with the methods of `DataModule`.
 """
 
 from gemma_models.data.batching import Batch, DataModule
+from gemma_models.data.huggingface import HuggingFaceData
 from gemma_models.data.instruction import InstructionData
 from gemma_models.data.mock import MockData
 
@@ -13,4 +14,12 @@ from gemma_models.data.mock import MockData
 EXAMPLES_TRAIN = "package://gemma_models.data/examples/train.jsonl"
 EXAMPLES_VALIDATION = "package://gemma_models.data/examples/validation.jsonl"
 
-__all__ = ["EXAMPLES_TRAIN", "EXAMPLES_VALIDATION", "Batch", "DataModule", "InstructionData", "MockData"]
+__all__ = [
+    "EXAMPLES_TRAIN",
+    "EXAMPLES_VALIDATION",
+    "Batch",
+    "DataModule",
+    "HuggingFaceData",
+    "InstructionData",
+    "MockData",
+]
