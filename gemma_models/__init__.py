@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gemma_models.api import generate as generate
     from gemma_models.api import import_checkpoint as import_checkpoint
     from gemma_models.api import import_ckpt as import_ckpt
+    from gemma_models.api import preprocess as preprocess
     from gemma_models.api import pretrain as pretrain
     from gemma_models.api import train as train
     from gemma_models.api import validate as validate
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gemma_models.bridge import AutoBridge as AutoBridge
     from gemma_models.data import DataModule as DataModule
     from gemma_models.data import HuggingFaceData as HuggingFaceData
+    from gemma_models.data import IndexedData as IndexedData
     from gemma_models.data import InstructionData as InstructionData
     from gemma_models.data import MockData as MockData
     from gemma_models.recipes import Recipes
@@ -56,13 +58,14 @@ _HOMES = {
         "generate",
         "import_checkpoint",
         "import_ckpt",
+        "preprocess",
         "pretrain",
         "train",
         "validate",
     ),
     "architectures": ("GemmaConfig",),
     "bridge": ("AutoBridge",),
-    "data": ("DataModule", "HuggingFaceData", "InstructionData", "MockData"),
+    "data": ("DataModule", "HuggingFaceData", "IndexedData", "InstructionData", "MockData"),
     "settings": (
         "AutoResume",
         "CosineAnnealing",

@@ -161,6 +161,36 @@ import_ckpt, export_ckpt = import_checkpoint, export_checkpoint
 """As NeMo and Megatron-Bridge call them."""
 
 
+@keeps("output")
+def preprocess(
+    source: str | Path | list[str],
+    output: str | Path,
+    tokenizer: str | Path,
+    key: str = "text",
+    add_bos: bool = True,
+    add_eos: bool = True,
+    workers: int | None = None,
+) -> Path:
+    """Turn text into the tokens that `gemma_models.data.IndexedData` trains on: ``output``.bin and ``output``.idx.
+
+    ``source`` is a file or several, read in their order: in .jsonl (or .json) a line is an object whose ``key`` is a
+    document's text; in any other file a line is a document; empty lines are skipped; a file may be compressed (.gz).
+    ``tokenizer`` is a Hugging Face folder. Gemma's documents begin with <bos>; <eos> ends them. A text that spells a
+    control token is data. ``workers`` processes encode, by default one for each CPU.
+    Raises DataError, with file and line, for what is no text, and where ``output`` exists or cannot be written.
+    """
+    from gemma_models.conversion.assets import load_tokenizer
+    from gemma_models.data.preprocess import How, preprocess_files
+
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}; it must be at least 1")
+    sources = [Path(path).expanduser() for path in (source if isinstance(source, list) else [source])]
+    how = How(tokenizer=load_tokenizer(Path(tokenizer).expanduser()), key=key, add_bos=add_bos, add_eos=add_eos)
+    return preprocess_files(sources, Path(output).expanduser(), how, workers)
+
+
 def generate(
     path: str | Path,
     prompts: list[str],

@@ -5,6 +5,7 @@ A data module of one's own is any dataclass with the methods of `DataModule`.
 
 from gemma_models.data.batching import Batch, DataModule
 from gemma_models.data.huggingface import HuggingFaceData
+from gemma_models.data.indexed import IndexedData
 from gemma_models.data.instruction import InstructionData
 from gemma_models.data.mock import MockData
 
@@ -20,6 +21,7 @@ __all__ = [
     "Batch",
     "DataModule",
     "HuggingFaceData",
+    "IndexedData",
     "InstructionData",
     "MockData",
 ]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _CLASSES: Final = {
     "mock_data": "gemma_models.data.MockData",
     "instruction_data": "gemma_models.data.InstructionData",
+    "indexed_data": "gemma_models.data.IndexedData",
     "huggingface_data": "gemma_models.data.HuggingFaceData",
     "lora": "gemma_models.settings.LoRA",
     "dora": "gemma_models.settings.DoRA",

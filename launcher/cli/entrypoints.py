@@ -1,5 +1,5 @@
-"""`gemma-launch train | pretrain | finetune | validate | import | export | generate`: one command a function of
-`gemma_models.api`."""
+"""`gemma-launch train | pretrain | finetune | validate | import | export | preprocess | generate`: one command for each
+function of `gemma_models.api`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ _TEXTS = {
         "Turn a Megatron checkpoint into a Hugging Face folder.",
         "OVERRIDES are its arguments: source=checkpoints/sft/checkpoints/step_0001000 output=sft-hf.",
         "export_checkpoint",
+    ),
+    "preprocess": (
+        "Turn text into the tokens that pretraining reads.",
+        "OVERRIDES are its arguments: 'source=[books.jsonl,web.jsonl.gz]' output=data/books tokenizer=gemma-3-1b-it.",
+        "preprocess",
     ),
     "generate": (
         "Continue texts with a checkpoint.",
@@ -130,7 +135,7 @@ def _items(found: list[str], incomplete: str) -> list[CompletionItem]:
 
 
 def _parameters(name: str) -> list[click.Parameter]:
-    here = name in ("import", "export", "generate")
+    here = name in ("import", "export", "preprocess", "generate")
     default = "without it, in this process" if here else "without it, local"
     return [
         click.Argument(["overrides"], nargs=-1, metavar="[OVERRIDES]..."),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from executors.base import Executor
 
 _EXECUTOR = "executor."
-_HERE = ("import_checkpoint", "export_checkpoint", "generate")
+_HERE = ("import_checkpoint", "export_checkpoint", "preprocess", "generate")
 """These run in this process and without a question: they are short, and overwrite nothing."""
 
 

@@ -137,7 +137,9 @@ def made_for(entrypoint: str, task: Any, given: str, defined: str | None = None)
         place = history.Location(defined or given, 0, None)  # no line of the user's makes what holds the parts
         with history.custom_location(lambda: place):
             return validation_of(task)
-    other = own if own in ("pretrain", "finetune", "validate", "import", "export", "generate") else "train"
+    other = (
+        own if own in ("pretrain", "finetune", "validate", "import", "export", "preprocess", "generate") else "train"
+    )
     raise ConfigError(
         f"{given} is a recipe of {own}, not of {entrypoint}", where=defined, hint=f"gemma-launch {other} {given}"
     )

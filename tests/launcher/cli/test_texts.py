@@ -22,7 +22,7 @@ from launcher.serialization import to_yaml
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 UPDATE = bool(os.environ.get("UPDATE_SNAPSHOTS"))
 
-ENTRYPOINTS = ("train", "pretrain", "finetune", "validate", "import", "export", "generate")
+ENTRYPOINTS = ("train", "pretrain", "finetune", "validate", "import", "export", "preprocess", "generate")
 HELP = {
     "help": "",
     **{f"help-{name}": f"{name} --help" for name in (*ENTRYPOINTS, "env", "experiment", "completion")},
