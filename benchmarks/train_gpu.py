@@ -1,18 +1,26 @@
 """What a training step costs on a GPU, beside Hugging Face's, in one run: `python -m benchmarks.train_gpu`.
 
-Full-size models with random weights, random tokens, bfloat16, one GPU. Ours keeps float32 master weights, moments and
-gradients; Hugging Face's is plain bfloat16 with torch's fused AdamW, which is less work and less memory. It trains with
-`attention` as its own code has it for that model, "sdpa" or for Gemma 2's cap "flex_attention".
+Full-size models with random weights, random tokens, bfloat16. That what is timed is right is checked first, on a small
+model of the same kind. Ours keeps float32 master weights, moments and gradients; Hugging Face's is plain bfloat16 with
+torch's fused AdamW, which is less work and less memory. Its attention is flash-attn's where that is installed, else as
+its own code has it, "sdpa" or for Gemma 2's cap "flex_attention".
+
+Under torchrun it is ours alone over several GPUs, replicas or with `--tp` a model split over them.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
+import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -23,15 +31,25 @@ from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.kernels import kernels_for
 from gemma_models.modeling.model import build_model
 from gemma_models.peft.adapters import apply_adapters
-from gemma_models.settings import CosineAnnealing, LoRA, MegatronOptimizer, OptimizerConfig, Trainer
+from gemma_models.settings import (
+    CosineAnnealing,
+    LoRA,
+    MegatronOptimizer,
+    MegatronStrategy,
+    OptimizerConfig,
+    Trainer,
+)
 from gemma_models.training.optimizer import build_optimizer
 from gemma_models.training.parallel import parallel_context
 from gemma_models.training.steps import Stepper, wrap
+from tests.gpu.check import check_kernels
 
 SEQUENCE: Final = 4096
 WARM, TIMED = 4, 8  # steps
 PEAK: Final = 989e12
 """FLOP/s in dense bfloat16 of an H100 and H200 (NVIDIA's data sheet)."""
+DOCUMENT: Final = 512
+"""Tokens of each document in a packed row."""
 FP8: Final = (None, "tensorwise", "blockwise")
 MICRO_BATCH: Final = {"gemma3_270m": 8, "gemma3_1b": 4, "gemma2_2b": 2}
 
@@ -44,8 +62,8 @@ class Case:
     tokens_per_second: float
     memory: int
 
-    def show(self, gemma: GemmaConfig, adapters: bool) -> str:
-        used = self.tokens_per_second * flops(gemma, adapters) / PEAK
+    def show(self, gemma: GemmaConfig, adapters: bool, gpus: int) -> str:
+        used = self.tokens_per_second * flops(gemma, adapters) / PEAK / gpus
         return f"{self.name:<44}{self.tokens_per_second:>9,.0f} tokens/s {used:>6.1%} {self.memory / 1e9:>6.1f} GB"
 
 
@@ -85,10 +103,13 @@ def tokens_of(gemma: GemmaConfig, rows: int) -> torch.Tensor:
 
 
 @contextmanager
-def ours(size: str, rows: int, lora: LoRA | None, **settings: Any) -> Iterator[tuple[Callable[[], object], str]]:
+def ours(
+    size: str, rows: int, lora: LoRA | None, *, tp: int = 1, packed: bool = False, **settings: Any
+) -> Iterator[tuple[Callable[[], object], str]]:
     """A step, and its name. ``settings`` are the trainer's."""
     gemma = ARCHITECTURES[size]
-    trainer = Trainer(**{"max_steps": 1000, "cuda_graphs": True, **settings})
+    strategy = MegatronStrategy(tensor_model_parallel_size=tp, sequence_parallel=tp > 1)
+    trainer = Trainer(**{"max_steps": 1000, "cuda_graphs": True, "strategy": strategy, **settings})
     with parallel_context(trainer.strategy, accelerator="gpu") as device:
         kernels = kernels_for(gemma, trainer)
         config = transformer_config(gemma, trainer.strategy, precision="bf16", accelerator="gpu", kernels=kernels)
@@ -106,7 +127,12 @@ def ours(size: str, rows: int, lora: LoRA | None, **settings: Any) -> Iterator[t
             "loss_mask": torch.ones(rows, SEQUENCE),
             "position_ids": torch.arange(SEQUENCE).expand(rows, -1).contiguous(),
         }
+        if packed:
+            batch = {name: tensor.reshape(1, -1) for name, tensor in batch.items()}
+            batch["position_ids"] %= DOCUMENT
+            batch["cu_seqlens"] = torch.arange(0, rows * SEQUENCE + 1, DOCUMENT, dtype=torch.int32)
         named = [f"{name} {value}" for name, value in settings.items() if name != "attention"]
+        named += [f"tp {tp}"] * (tp > 1) + [f"packed documents of {DOCUMENT}"] * packed
         name = ", ".join(["this", kernels.attention, *named])
         yield lambda: stepper.train([batch]), name
 
@@ -119,6 +145,8 @@ def theirs(size: str, rows: int, lora: LoRA | None, compiled: bool) -> Iterator[
 
     gemma = ARCHITECTURES[size]
     attention = "sdpa" if gemma.attn_logit_softcapping is None else "flex_attention"
+    if importlib.util.find_spec("flash_attn") is not None:
+        attention = "flash_attention_2"
     model: Any = AutoModelForCausalLM.from_config(hf_config(gemma), attn_implementation=attention, dtype=torch.bfloat16)
     model = model.cuda().train()
     if lora is not None:
@@ -148,26 +176,44 @@ def main() -> None:
     asked.add_argument("--attention", nargs="+", default=["auto"])
     asked.add_argument("--plain", action="store_true", help="ours without compiled chains as well")
     asked.add_argument("--engine", action="store_true", help="ours with Transformer Engine's layers, also in FP8")
+    asked.add_argument("--packed", action="store_true", help="ours with rows of several documents as well")
+    asked.add_argument("--tp", type=int, default=1, help="under torchrun: how many GPUs share a model")
     asked.add_argument("--alone", action="store_true", help="ours alone")
     asked.add_argument("--profile", action="store_true", help="where the time of a step of ours goes, by kernel")
     given = asked.parse_args()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if int(os.environ.get("RANK", "0")):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # until the end
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, sequence {SEQUENCE}, bf16")
     for size in given.sizes:
         rows, gemma = MICRO_BATCH[size], ARCHITECTURES[size]
+        if world == 1:
+            with tempfile.TemporaryDirectory() as folder:
+                check_kernels(size, Path(folder))
         for method in given.methods:
             lora = LoRA(dim=16, alpha=32.0) if method == "lora" else None
             print(f"{size}, {method}, micro-batch {rows}", flush=True)
-            wanted: list[dict[str, Any]] = [{"attention": name} for name in given.attention]
+            wanted: list[dict[str, Any]] = [{"attention": name, "tp": given.tp} for name in given.attention]
+            if given.packed:
+                wanted += [{"packed": True}]
             if given.plain:
                 wanted += [{"cuda_graphs": False}, {"cuda_graphs": False, "fusion": False}]
             if given.engine:
                 wanted += [{"transformer_impl": "transformer_engine", "fp8_recipe": fp8} for fp8 in FP8]
             cases: list[Any] = [ours(size, rows, lora, **settings) for settings in wanted]
-            cases += [] if given.alone else [theirs(size, rows, lora, compiled) for compiled in (False, True)]
+            cases += (
+                [] if given.alone or world > 1 else [theirs(size, rows, lora, compiled) for compiled in (False, True)]
+            )
             for case in cases:
                 try:
                     with case as (step, name):
-                        print(" ", timed(step, rows * SEQUENCE, name).show(gemma, lora is not None), flush=True)
+                        print(
+                            " ",
+                            timed(step, rows * SEQUENCE * (world // given.tp), name).show(
+                                gemma, lora is not None, world
+                            ),
+                            flush=True,
+                        )
                         if given.profile and name.startswith("this"):
                             profile(step)
                 except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
