@@ -116,6 +116,7 @@ ALIASES: Final[dict[str, str | Callable[[Any, str], list[str]]]] = {
     "dataset.seq_length": "data.seq_length",
     "dataset.sequence_length": "data.seq_length",
     "dataset.dataset_root": _dataset_root,
+    "dataset.split": "data.split",
     "tokenizer.tokenizer_model": "tokenizer",
     "logger.log_interval": "trainer.log_every_n_steps",
     "logger.wandb_project": _wandb,

@@ -1,6 +1,7 @@
 """The recipes under the names that they have in Megatron-Bridge: `gemma2_2b_pretrain_config(train_iters=100)`.
 
-Each returns the Partial that `Recipes.pretrain_recipe` or `finetune_recipe` does. What else Bridge's functions take by
+Each returns the Partial that `Recipes.pretrain_recipe` or `finetune_recipe` does; `data_paths` are Megatron's indexed
+files, alone or each after its weight, and made-up data takes their place where there are none. What else Bridge's functions take by
 name is looked up in the table of aliases.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from gemma_models.data import IndexedData
 from gemma_models.recipes.aliases import ARGUMENTS
 from gemma_models.recipes.recipes import BY_NAME, Recipes
 from gemma_models.settings import RestoreConfig
@@ -26,6 +28,7 @@ Peft = Literal["lora", "dora", "none"]
 def _pretrain(recipes: Recipes) -> Callable[..., Partial[Any]]:
     def config(
         name: str = "default",
+        data_paths: str | list[str | float] | None = None,
         train_iters: int | None = None,
         global_batch_size: int | None = None,
         *,
@@ -36,6 +39,12 @@ def _pretrain(recipes: Recipes) -> Callable[..., Partial[Any]]:
         **values: Any,
     ) -> Partial[Any]:
         recipe = recipes.pretrain_recipe(name, dir, num_nodes, num_gpus_per_node)
+        if data_paths is not None:
+            sizes = {
+                size: getattr(recipe.data, size) for size in ("seq_length", "micro_batch_size", "global_batch_size")
+            }
+            paths = [data_paths] if isinstance(data_paths, str) else data_paths
+            recipe.data = Config(IndexedData, data_paths=paths, **sizes)
         if pretrained_checkpoint is not None:
             recipe.resume.restore_config = Config(RestoreConfig, path=pretrained_checkpoint)
         return _set(config, recipe, train_iters=train_iters, global_batch_size=global_batch_size, **values)

@@ -9,6 +9,7 @@ import pytest
 
 import gemma_models
 from gemma_models import gemma2_2b, gemma2_9b, gemma3_1b
+from gemma_models.data import IndexedData
 from gemma_models.recipes import CONFIGS, NAMES
 from gemma_models.recipes.aliases import ALIASES, ARGUMENTS, meaning
 from gemma_models.recipes.factories import factories
@@ -33,6 +34,7 @@ VALUES = {
     "model.recompute_granularity": ("full", {"trainer.recompute_granularity": "full"}),
     "model.transformer_impl": ("transformer_engine", {"trainer.transformer_impl": "transformer_engine"}),
     "model.attention_backend": ("flash", {"trainer.attention": "flash"}),
+    "dataset.split": ("8,1,1", {"data.split": "8,1,1"}),
     "logger.wandb_project": ("my team's", {"log.wandb.project": "my team's"}),
     "logger.wandb_entity": ("team", {"log.wandb.entity": "team"}),
     "logger.wandb_exp_name": ("first", {"log.wandb.name": "first"}),
@@ -86,6 +88,21 @@ def test_what_a_function_takes_reaches_the_recipe() -> None:
     assert (further.resume.restore_config.path, further.data.seq_length) == ("weights", 1024)
 
 
+def test_data_paths_are_indexed_data_of_the_recipes_sizes() -> None:
+    recipe = gemma_models.gemma2_9b_pretrain_config("mine", ["0.3", "books", "0.7", "web"], 100, 64, seq_length=1024)
+    made = gemma2_9b.pretrain_recipe("mine")
+    made.trainer.max_steps = 100
+    made.data = Config(
+        IndexedData,
+        data_paths=["0.3", "books", "0.7", "web"],
+        seq_length=1024,
+        micro_batch_size=2,
+        global_batch_size=64,
+    )
+    assert recipe == made
+    assert gemma_models.gemma2_9b_pretrain_config(data_paths="books").data.data_paths == ["books"]
+
+
 def test_what_a_function_does_not_take_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"gemma3_1b_sft_config takes no 'train_iter'; by name it takes .*seq_"
@@ -109,6 +126,8 @@ def test_a_path_of_bridges_is_a_value_of_ours(path: str) -> None:
     recipe.trainer.precision = "fp32"
     recipe.data.train_path = recipe.resume.restore_config.path = "not yet"
     recipe.log.wandb = Config(Wandb, project="another")
+    if path == "dataset.split":
+        recipe.data = Config(IndexedData, data_paths=["books"])
     target = ALIASES[path]
     if path in VALUES:
         text, found = VALUES[path]
