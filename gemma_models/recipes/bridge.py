@@ -1,8 +1,8 @@
 """The recipes under the names that they have in Megatron-Bridge: `gemma2_2b_pretrain_config(train_iters=100)`.
 
 Each returns the Partial that `Recipes.pretrain_recipe` or `finetune_recipe` does; `data_paths` are Megatron's indexed
-files, alone or each after its weight, and made-up data takes their place where there are none. What else Bridge's functions take by
-name is looked up in the table of aliases.
+files, alone or each after its weight, and made-up data takes their place where there are none. What else Bridge's
+functions take by name is looked up in the table of aliases.
 """
 
 from __future__ import annotations
