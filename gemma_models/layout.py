@@ -102,6 +102,7 @@ def check_training(model: GemmaConfig, trainer: Trainer, seq_length: int, ranks:
             hint=f"data.seq_length={model.max_position_embeddings}",
         )
     _check_fp8(trainer, seq_length)
+    check_profile(trainer)
     _check_layout(model, trainer)
     _check_sequence(trainer.strategy, seq_length)
     if ranks != trainer.num_nodes * trainer.devices:
@@ -168,6 +169,27 @@ def check_schedule(optim: MegatronOptimizer, max_steps: int) -> None:
         )
     if not 0.0 <= scheduler.min_lr <= lr:
         raise ConfigError(f"optim.lr_scheduler.min_lr = {scheduler.min_lr} is not between 0 and optim.config.lr = {lr}")
+
+
+def check_profile(trainer: Trainer) -> None:
+    """Raises ConfigError for a profile that no rank and no step would have."""
+    profile, ranks = trainer.profile, trainer.num_nodes * trainer.devices
+    if profile is None:
+        return
+    if profile.start_step > trainer.max_steps:
+        raise ConfigError(
+            f"trainer.profile.start_step = {profile.start_step}, after trainer.max_steps = {trainer.max_steps}"
+        )
+    if not profile.ranks or not all(0 <= rank < ranks for rank in profile.ranks):
+        raise ConfigError(
+            f"trainer.profile.ranks = {profile.ranks}, and the ranks of this run are 0 to {ranks - 1}",
+            hint="trainer.profile.ranks=[0]",
+        )
+    if profile.kind == "nsys" and trainer.accelerator == "cpu":
+        raise ConfigError(
+            "trainer.profile.kind is 'nsys', which is told by CUDA when to begin, and trainer.accelerator is 'cpu'",
+            hint="trainer.profile.kind=torch",
+        )
 
 
 def check_saving(log: Logger, trainer: Trainer) -> None:

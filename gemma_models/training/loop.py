@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import sys
 import time
@@ -23,6 +24,7 @@ from gemma_models.modeling.kernels import kernels_for
 from gemma_models.modeling.model import GemmaModel, build_chunks
 from gemma_models.peft.adapters import apply_adapters
 from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
+from gemma_models.training.boards import Board, boards
 from gemma_models.training.checkpoints import (
     CheckpointInfo,
     restore_training,
@@ -32,6 +34,7 @@ from gemma_models.training.checkpoints import (
 from gemma_models.training.metrics import MetricsWriter, peak_memory
 from gemma_models.training.optimizer import build_optimizer
 from gemma_models.training.parallel import parallel_context
+from gemma_models.training.profiling import Profiler
 from gemma_models.training.restore import assets_of, base_path, check_same_run, find_resume, load_base, run_id
 from gemma_models.training.saving import Checkpoints
 from gemma_models.training.steps import Stepper, first, wrap
@@ -72,7 +75,17 @@ def fit(
     newest = find_resume(folder, resume)
     start = 0 if newest is None else check_same_run(newest, gemma, lora, trainer.precision, resume).step
 
-    with parallel_context(trainer.strategy, accelerator=trainer.accelerator, seed=trainer.seed) as device:
+    def show() -> list[Board]:
+        parts = {"model": gemma, "data": data, "trainer": trainer, "optim": optim, "peft": lora}
+        described = {name: dataclasses.asdict(part) for name, part in parts.items() if dataclasses.is_dataclass(part)}
+        return boards(log, start=start, settings=described)
+
+    with (
+        parallel_context(trainer.strategy, accelerator=trainer.accelerator, seed=trainer.seed) as device,
+        Profiler(trainer.profile, log.folder()) as profiler,
+        MetricsWriter(log, enabled=dist.get_rank() == 0, show=show) as metrics,
+        contextlib.ExitStack() as after,
+    ):
         chunks = _prepare_model(gemma, trainer, resume, lora, resuming=newest is not None)
         ddp = wrap(chunks, trainer.strategy)
         optimizer, scheduler = build_optimizer(ddp, optim, trainer)
@@ -109,62 +122,60 @@ def fit(
 
         loss = val_loss = None
         saved = start
-        with (
-            contextlib.closing(MetricsWriter(log, enabled=dist.get_rank() == 0)) as metrics,
-            contextlib.ExitStack() as after,
-        ):
-            after.callback(rest)
-            batches = data.train_batches(start_step=start, seed=trainer.seed, **dp)
-            if (packed := getattr(data, "packing_efficiency", None)) is not None:
-                if dist.get_rank() == 0:
-                    print(f"packed sequences: {packed:.1%} of their tokens are no padding", file=sys.stderr)
-                metrics.write(step=start, max_steps=trainer.max_steps, packing_efficiency=packed)
-            for step in range(start + 1, trainer.max_steps + 1):
-                if asked_to_stop(device):
-                    if step - 1 > saved:
-                        save(step - 1)
-                    checkpoints.finish()
-                    note_saved(step - 1)
-                    raise SystemExit(RESUME)
-                if trainer.val_check_interval and step == 1:
-                    val_loss = validate(0)
-                    rest()  # the first step has no limit yet
-                lr = optimizer.param_groups[0]["lr"]
-                began = time.perf_counter()
-                micro_batches = next(batches)
-                loss, grad_norm, tokens = stepper.train(micro_batches)
-                scheduler.step(increment=1)
-                elapsed = time.perf_counter() - began
+        after.callback(rest)
+        batches = data.train_batches(start_step=start, seed=trainer.seed, **dp)
+        if (packed := getattr(data, "packing_efficiency", None)) is not None:
+            if dist.get_rank() == 0:
+                print(f"packed sequences: {packed:.1%} of their tokens are no padding", file=sys.stderr)
+            metrics.write(step=start, max_steps=trainer.max_steps, packing_efficiency=packed)
+        for step in range(start + 1, trainer.max_steps + 1):
+            if asked_to_stop(device):
+                if step - 1 > saved:
+                    save(step - 1)
+                checkpoints.finish()
+                note_saved(step - 1)
+                raise SystemExit(RESUME)
+            if trainer.val_check_interval and step == 1:
+                val_loss = validate(0)
+                rest()  # the first step has no limit yet
+            lr = optimizer.param_groups[0]["lr"]
+            profiler.before(step)
+            began = time.perf_counter()
+            micro_batches = next(batches)
+            loss, grad_norm, tokens = stepper.train(micro_batches)
+            scheduler.step(increment=1)
+            elapsed = time.perf_counter() - began
+            profiler.after(step)
+            beat()
+            if not math.isfinite(loss) or not math.isfinite(grad_norm):
+                checkpoints.finish()
+                raise LaunchError(
+                    f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}",
+                    hint="a lower optim.config.lr, or more optim.lr_scheduler.warmup_steps",
+                )
+            last = step == trainer.max_steps
+            if last or step % trainer.log_every_n_steps == 0:
+                metrics.write(
+                    step=step,
+                    max_steps=trainer.max_steps,
+                    loss=loss,
+                    lr=lr,
+                    grad_norm=grad_norm,
+                    tokens_per_second=tokens * dp["dp_size"] / elapsed,
+                    real_tokens_per_second=_real_tokens(micro_batches, device) / elapsed,
+                    step_time=elapsed,
+                    peak_memory=peak_memory(device),
+                )
+            checked = trainer.val_check_interval and (last or step % trainer.val_check_interval == 0)
+            if checked:
+                val_loss = validate(step)
+            checkpoints.look()
+            every = log.ckpt.every_n_train_steps
+            if last or (every and step % every == 0):
+                save(step, val_loss if checked else None)
+                saved = step
                 beat()
-                if not math.isfinite(loss) or not math.isfinite(grad_norm):
-                    checkpoints.finish()
-                    raise LaunchError(
-                        f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}",
-                        hint="a lower optim.config.lr, or more optim.lr_scheduler.warmup_steps",
-                    )
-                last = step == trainer.max_steps
-                if last or step % trainer.log_every_n_steps == 0:
-                    metrics.write(
-                        step=step,
-                        max_steps=trainer.max_steps,
-                        loss=loss,
-                        lr=lr,
-                        grad_norm=grad_norm,
-                        tokens_per_second=tokens * dp["dp_size"] / elapsed,
-                        real_tokens_per_second=_real_tokens(micro_batches, device) / elapsed,
-                        step_time=elapsed,
-                        peak_memory=peak_memory(device),
-                    )
-                checked = trainer.val_check_interval and (last or step % trainer.val_check_interval == 0)
-                if checked:
-                    val_loss = validate(step)
-                checkpoints.look()
-                every = log.ckpt.every_n_train_steps
-                if last or (every and step % every == 0):
-                    save(step, val_loss if checked else None)
-                    saved = step
-                    beat()
-            checkpoints.finish()
+        checkpoints.finish()
         # Nobody leaves while rank 0 still tidies up.
         dist.barrier()
         return TrainingResult(

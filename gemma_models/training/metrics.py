@@ -6,12 +6,14 @@ import json
 import os
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gemma_models.settings import Logger
+from gemma_models.training.boards import Board
 from launcher.errors import LaunchError
 
 
@@ -19,11 +21,13 @@ class MetricsWriter:
     """Appends lines to ``metrics.jsonl`` in the job's folder, or without a launcher in the run's own.
 
     Only one rank of a run writes; the others hold a writer that does nothing. Each line is flushed when it is written
-    and says the time, in seconds since 1970. The same values go to standard output, for whoever reads the log.
+    and says the time, in seconds since 1970. The same values go to standard output, for whoever reads the log, and
+    what is a number of a step to the boards that ``show`` makes.
     """
 
-    def __init__(self, log: Logger, *, enabled: bool) -> None:
+    def __init__(self, log: Logger, *, enabled: bool, show: Callable[[], list[Board]] = list) -> None:
         self._file = None
+        self._boards: list[Board] = []
         if enabled:
             folder = Path(os.environ.get("GEMMA_LAUNCHER_JOB_DIR") or log.folder())
             try:
@@ -31,6 +35,7 @@ class MetricsWriter:
                 self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
             except OSError as error:
                 raise LaunchError(f"nothing can be written to {folder}: {error}", hint="another log.dir") from None
+            self._boards = show()
 
     def write(self, **values: Any) -> None:
         if self._file is None:
@@ -40,10 +45,18 @@ class MetricsWriter:
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
         )
         print("  ".join(shown), flush=True)
+        numbers = {name: value for name, value in values.items() if name not in ("step", "max_steps")}
+        for board in self._boards:
+            board.show(values["step"], numbers)
 
-    def close(self) -> None:
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._file is not None:
             self._file.close()
+        for board in self._boards:
+            board.close(failed=kind is not None and not issubclass(kind, SystemExit))
 
 
 def peak_memory(device: torch.device) -> int:

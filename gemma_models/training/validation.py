@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import TypedDict
@@ -56,7 +55,7 @@ def measure(
         loss, tokens = evaluator.validate(first(batches, trainer.limit_val_batches))
         # Without a launcher nothing is written: the metrics in the run's own folder are those of its training.
         writes = dist.get_rank() == 0 and JOB_DIR in os.environ
-        with contextlib.closing(MetricsWriter(log, enabled=writes)) as metrics:
+        with MetricsWriter(log, enabled=writes) as metrics:
             metrics.write(val_loss=loss, tokens=tokens)
     return ValidationResult(val_loss=loss, tokens=tokens, checkpoint=str(folder.absolute()))
 
