@@ -102,6 +102,11 @@ def check_training(model: GemmaConfig, trainer: Trainer, seq_length: int, ranks:
             hint=f"data.seq_length={model.max_position_embeddings}",
         )
     _check_fp8(trainer, seq_length)
+    if trainer.spike_factor is not None and not trainer.spike_factor > 1.0:
+        raise ConfigError(
+            f"trainer.spike_factor is {trainer.spike_factor}; it must be above 1",
+            hint="trainer.spike_factor=None, which looks for no spikes",
+        )
     check_profile(trainer)
     _check_layout(model, trainer)
     _check_sequence(trainer.strategy, seq_length)

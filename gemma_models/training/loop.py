@@ -24,6 +24,7 @@ from gemma_models.modeling.kernels import kernels_for
 from gemma_models.modeling.model import GemmaModel, build_chunks
 from gemma_models.peft.adapters import apply_adapters
 from gemma_models.settings import AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
+from gemma_models.training.anomalies import Spikes, find_culprit
 from gemma_models.training.boards import Board, boards
 from gemma_models.training.checkpoints import (
     CheckpointInfo,
@@ -120,6 +121,7 @@ def fit(
             stepper.gather()
             checkpoints.save(info, training_tensors(chunks, optimizer, adapters=lora is not None))
 
+        spikes, anomalies = Spikes(trainer.spike_factor), folder.parent / "anomalies"
         loss = val_loss = None
         saved = start
         after.callback(rest)
@@ -149,10 +151,27 @@ def fit(
             beat()
             if not math.isfinite(loss) or not math.isfinite(grad_norm):
                 checkpoints.finish()
+                culprit = find_culprit(step, micro_batches, stepper.losses, data, anomalies)
+                first_of_them = (
+                    "the first" if not math.isfinite(culprit.loss) else "every micro-batch has one, the highest"
+                )
                 raise LaunchError(
-                    f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}",
+                    f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}; {first_of_them}: {culprit}",
                     hint="a lower optim.config.lr, or more optim.lr_scheduler.warmup_steps",
                 )
+            if (ratio := spikes.ratio(loss)) is not None:
+                culprit = find_culprit(step, micro_batches, stepper.losses, data, anomalies)
+                metrics.write(
+                    step=step,
+                    max_steps=trainer.max_steps,
+                    spike=ratio,
+                    rank=culprit.rank,
+                    micro_batch=culprit.micro_batch,
+                    batch=str(culprit.file),
+                )
+                if dist.get_rank() == 0:
+                    warning = f"warning: step {step}: the loss is {loss:.4g}, {ratio:.1f} times the median before it"
+                    print(f"{warning}; highest: {culprit}", file=sys.stderr)
             last = step == trainer.max_steps
             if last or step % trainer.log_every_n_steps == 0:
                 metrics.write(

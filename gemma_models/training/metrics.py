@@ -45,7 +45,11 @@ class MetricsWriter:
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
         )
         print("  ".join(shown), flush=True)
-        numbers = {name: value for name, value in values.items() if name not in ("step", "max_steps")}
+        numbers = {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, float | int) and name not in ("step", "max_steps")
+        }
         for board in self._boards:
             board.show(values["step"], numbers)
 

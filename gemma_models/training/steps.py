@@ -66,6 +66,8 @@ class Evaluator:
         self.chunks, self.device, self.seq_length = chunks, device, seq_length
         self.config: GemmaTransformerConfig = chunks[0].config
         self.schedule = get_forward_backward_func()
+        self.losses: list[torch.Tensor] = []
+        """Of the last micro-batches on this rank, (sum, tokens) each; none where it is not on the last stage."""
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> tuple[float, int]:
@@ -101,6 +103,7 @@ class Evaluator:
             forward_only=forward_only,
         )
         # Summed over the micro-batches, then over the replicas; the last stage tells the others.
+        self.losses = losses
         sums = torch.stack(losses).sum(0) if losses else torch.zeros(2, device=self.device)
         dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
@@ -192,9 +195,8 @@ class Stepper(Evaluator):
     def _replay(self, recorded: Recorded, micro_batches: list[Batch]) -> torch.Tensor:
         """As `_run`, on one pipeline stage."""
         check_batches(micro_batches, self.config.gemma.vocab_size)
-        sums = torch.zeros(2, device=self.device)
-        for batch in micro_batches:
-            sums += recorded.run(batch)
+        self.losses = [recorded.run(batch).clone() for batch in micro_batches]
+        sums = torch.stack(self.losses).sum(0)
         self._finalize(self.chunks, sums[1].int())
         dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
         return sums

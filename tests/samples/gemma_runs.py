@@ -146,6 +146,33 @@ class SlowData(UnevenData):
             yield batch
 
 
+@dataclass(kw_only=True)
+class BrokenData(UnevenData):
+    """The second micro-batch of data-parallel rank 1 has an infinite weight at step `broken`."""
+
+    broken: int
+
+    def train_batches(self, *, start_step: int, dp_rank: int, dp_size: int, seed: int) -> Iterator[list[Batch]]:
+        batches = super().train_batches(start_step=start_step, dp_rank=dp_rank, dp_size=dp_size, seed=seed)
+        for step, batch in enumerate(batches, start_step + 1):
+            if step == self.broken and dp_rank == 1:
+                batch[1]["loss_mask"][0, 10] = float("inf")
+            yield batch
+
+
+@dataclass(kw_only=True)
+class RepeatedData(UnevenData):
+    """The same batches at every step, which are learned by heart, but at step `other`, on data-parallel rank 1."""
+
+    other: int
+
+    def train_batches(self, *, start_step: int, dp_rank: int, dp_size: int, seed: int) -> Iterator[list[Batch]]:
+        batches = super().train_batches(start_step=start_step, dp_rank=dp_rank, dp_size=dp_size, seed=seed)
+        known = next(batches)
+        for step, batch in enumerate(batches, start_step + 1):
+            yield batch if step == self.other and dp_rank == 1 else known
+
+
 def recipe(
     folder: Path,
     name: str,
