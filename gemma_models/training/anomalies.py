@@ -65,11 +65,10 @@ def find_culprit(
     }
     sizes = {"micro_batch_size": data.micro_batch_size, "global_batch_size": data.global_batch_size}
     dealt = positions(step - 1, **dp, **sizes)
+    samples = dealt if len(dealt) == len(means) else [[] for _ in means]  # a data module may deal in its own way
     rank = dist.get_rank()
     mine = [
-        Culprit(
-            rank, number, loss, dealt[number] if len(dealt) == len(means) else [], _file(folder, step, rank, number)
-        )
+        Culprit(rank, number, loss, samples[number], _file(folder, step, rank, number))
         for number, loss in enumerate(means)
     ]
     everyone: list[list[Culprit]] = [[] for _ in range(dist.get_world_size())]

@@ -152,11 +152,9 @@ def fit(
             if not math.isfinite(loss) or not math.isfinite(grad_norm):
                 checkpoints.finish()
                 culprit = find_culprit(step, micro_batches, stepper.losses, data, anomalies)
-                first_of_them = (
-                    "the first" if not math.isfinite(culprit.loss) else "every micro-batch has one, the highest"
-                )
+                which = "the highest loss of a micro-batch" if math.isfinite(culprit.loss) else "the first"
                 raise LaunchError(
-                    f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}; {first_of_them}: {culprit}",
+                    f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}; {which}: {culprit}",
                     hint="a lower optim.config.lr, or more optim.lr_scheduler.warmup_steps",
                 )
             if (ratio := spikes.ratio(loss)) is not None:

@@ -59,8 +59,8 @@ def test_who_had_the_first_loss_that_is_no_number(runs: tuple[Path, list[Any]]) 
     assert all(torch.equal(kept[name], expected[name]) for name in expected if name != "loss_mask")
     with safe_open(file, "pt") as opened:
         assert opened.metadata() == {"step": "3", "samples": "[22, 23]", "loss": "nan"}
-    # The second stage is the one that takes losses.
-    assert "; the first: rank 1, micro-batch 0, samples " in runs[1][2]
+    # Where only the gradient is no number, no loss is to blame. The second stage is the one that takes losses.
+    assert "and the gradient's norm nan; the highest loss of a micro-batch: rank 1, micro-batch 0, sample" in runs[1][2]
 
 
 def test_a_spike_is_reported_and_training_goes_on(runs: tuple[Path, list[Any]]) -> None:
