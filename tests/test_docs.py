@@ -49,6 +49,15 @@ schedule is a lambda, which cannot be found again by name
     "experiments-4": "0",
     "recipes-1": "4 8\n4 4 32768",
     "recipes-2": "200 64 32\n0.0001 100",
+    "training-1": """
+runs/small/checkpoints
+runs/small/checkpoints/step_0000006
+runs/small/metrics.jsonl
+runs/small/profile
+runs/small/profile/rank_0_steps_3_4.json
+runs/small/tensorboard
+""",
+    "training-2": "['linear_qkv', 'linear_proj', 'linear_fc1', 'linear_fc2'] 64.0",
 }
 
 

@@ -161,6 +161,7 @@ def test_a_new_adapter_changes_nothing_and_merging_neither(gemma: GemmaConfig) -
 SOME = DoRA(dim=4, alpha=8.0, target_modules=["*.layers.1.*", "*.layers.4.mlp.*", "linear_proj"])
 LAYOUTS = {
     "tp": MegatronStrategy(tensor_model_parallel_size=2),
+    "sp": MegatronStrategy(tensor_model_parallel_size=2, sequence_parallel=True),
     "pp": MegatronStrategy(pipeline_model_parallel_size=2),
 }
 

@@ -71,7 +71,10 @@ def test_validation_at_the_start_each_interval_and_the_end(tmp_path: Path) -> No
     assert result["val_loss"] == checked[-1]["val_loss"]
     # Validation leaves training as it is.
     run(recipe(tmp_path, "unchecked", steps=5))
-    assert losses(tmp_path / "unchecked") == losses(tmp_path / "run")
+    assert losses(tmp_path / "unchecked") == losses(tmp_path / "run")  # of the same seed, to the last bit
+    run(recipe(tmp_path, "reseeded", steps=2, seed=99))
+    reseeded = losses(tmp_path / "reseeded")
+    assert all(reseeded[step] != losses(tmp_path / "run")[step] for step in reseeded)
 
 
 def mean_over_counted_tokens(checkpoint: Path, batches: list[Batch]) -> float:
@@ -113,7 +116,8 @@ def test_micro_batches_make_no_difference(tmp_path: Path) -> None:
         task = recipe(tmp_path, str(size), steps=4)
         task.data.micro_batch_size = size
         run(task)
-        found.append(list(losses(tmp_path / str(size)).values()))
+        lines = metrics(tmp_path / str(size))
+        found.append([line["loss"] for line in lines] + [line["grad_norm"] for line in lines])
     assert found[1] == pytest.approx(found[0], abs=1e-5)
     assert found[2] == pytest.approx(found[0], abs=1e-5)
 
