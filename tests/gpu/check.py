@@ -1,7 +1,7 @@
 """What the test suite cannot see without a GPU, in one run: `python -m tests.gpu.check [PART ...]`.
 
-Every size against Hugging Face on the GPU, with every attention core that is installed, what is written in Triton, a
-run that resumes exactly there, Transformer Engine's layers and FP8, and generation. It stops at what fails.
+Every size against Hugging Face on the GPU, with every attention core that is installed, packed rows, what is written
+in Triton, a run that resumes exactly there, Transformer Engine's layers and FP8, generation. It stops at what fails.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from gemma_models.generation.sampling import Sampling
 from gemma_models.modeling.cores.fast import FastAttention
 from gemma_models.modeling.kernels import Kernels, why_not
 from gemma_models.settings import MegatronStrategy, Trainer
+from gemma_models.training.recorded import output_of
+from tests.gemma_models.packed_rows import alone_and_packed, apart, learnt
 from tests.gemma_models.tiny import WINDOW, hf_model, logits, our_model, tiny
 
 TOLERANCE = 5e-4
@@ -33,8 +35,9 @@ def main() -> None:
     import megatron.core
     import transformers
 
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, megatron-core {megatron.core.__version__}, "
+        f"{gpu}, torch {torch.__version__}, megatron-core {megatron.core.__version__}, "
         f"transformers {transformers.__version__}"
     )
     with tempfile.TemporaryDirectory() as name:
@@ -51,6 +54,11 @@ def check_sizes(folder: Path) -> None:
 def check_cores(folder: Path) -> None:
     for size in ("gemma2_2b", "gemma2_27b", "gemma3_1b", "gemma3_27b"):
         check_kernels(size, folder / size)
+
+
+def check_rows(folder: Path) -> None:
+    for size in ("gemma2_2b", "gemma2_27b", "gemma3_1b", "gemma3_27b"):
+        check_packed(size, folder / size)
 
 
 def check_resumes(folder: Path) -> None:
@@ -185,6 +193,41 @@ def check_adam(folder: Path) -> None:
     print("AdamW in Triton: as torch's, clipped")
 
 
+def check_packed(size: str, folder: Path) -> None:
+    """Documents in one row have the loss and the gradients of the same ones alone, in bfloat16; without bounds, not.
+
+    Without a GPU in float32, where FlexAttention has no gradients: `python -m tests.gpu.check packed` runs there, too.
+    """
+    on_gpu, length = torch.cuda.is_available(), 8 * WINDOW
+    how: tuple[Any, Any] = ("bf16", "gpu") if on_gpu else ("fp32", "cpu")
+    hf_model(tiny(size)).save_pretrained(folder)
+    batches = alone_and_packed([[5 * WINDOW, 2 * WINDOW + 1], [3 * WINDOW, 1, 60]], length, 256)
+    for core in ("local", "flash", "te", "flex") if on_gpu else ("local", "flex"):
+        if (why := why_not(core, tiny(size), Trainer(max_steps=1))) is not None:
+            print(f"{size}, {core}, packed: NOT RUN: {why}")
+            continue
+        kernels = Kernels(attention=core, fused=on_gpu)
+        learns = on_gpu or core == "local"
+        torch.compiler.reset()
+        with our_model(folder, *how, kernels) as model, torch.set_grad_enabled(learns):
+            model.config.calculate_per_token_loss = True
+            device = next(model.parameters()).device
+            alone, packed = ({name: tensor.to(device) for name, tensor in batch.items()} for batch in batches)
+            seeing = {name: tensor for name, tensor in packed.items() if name != "cu_seqlens"}
+            if learns:
+                (loss, wanted), *others = (learnt(model, batch, length) for batch in (alone, packed, seeing))
+                right, wrong = (apart(wanted, gradients) for _, gradients in others)
+                ours = others[0][0]
+            else:
+                loss, ours, without = (float(output_of(model, batch, length)) for batch in (alone, packed, seeing))
+                right, wrong = abs(ours / loss - 1), abs(without / loss - 1)
+        require(abs(ours / loss - 1) < (5e-3 if on_gpu else 1e-5), f"{size}, {core}, packed: loss {ours}, alone {loss}")
+        require(wrong > 4 * right, f"{size}, {core}, packed: {right} from alone, without bounds {wrong}")
+        print(
+            f"{size}, {core}, packed: {right:.1e} from alone (loss {ours / loss - 1:.1e}; without bounds {wrong:.1e})"
+        )
+
+
 def check_losses(folder: Path) -> None:
     """Ten steps by plain torch, by what is fast, and recorded: the same losses, as far as bfloat16 goes."""
     losses = {}
@@ -253,6 +296,7 @@ PARTS: Final = {
     "passes": check_passes,
     "sizes": check_sizes,
     "cores": check_cores,
+    "packed": check_rows,
     "resumes": check_resumes,
     "adam": check_adam,
     "losses": check_losses,
