@@ -17,7 +17,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 SCRIPTS = {
     f"{path.stem}-{number}": script
     for path in sorted(DOCS.glob("*.md"))
-    if path.stem not in ("containers", "slurm")  # whose scripts belong together
+    if path.stem not in ("containers", "data", "slurm")  # whose scripts belong together
     for number, script in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL), 1)
     if "__main__" in script
 }
@@ -74,6 +74,11 @@ def test_recipes_for_a_reader_of_its_guide(launcher_home: Path, tmp_path: Path) 
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
     page = re.sub(r"^    \$ torchrun .*?\n\n", "", page, flags=re.DOTALL | re.MULTILINE)  # test_run_recipe.py runs that
     assert Reader(tmp_path, launcher_home, {}).walk(page) == 3
+
+
+def test_data_for_a_reader_of_its_guide(launcher_home: Path, hf_gemma3_270m: Path, tmp_path: Path) -> None:
+    page = (DOCS / "data.md").read_text(encoding="utf-8")
+    assert Reader(tmp_path, launcher_home, {"gemma-3-1b-it": str(hf_gemma3_270m)}).walk(page) == 6
 
 
 def test_slurm_for_a_reader_of_its_guide(slurm_lab: SlurmLab, launcher_home: Path, tmp_path: Path) -> None:
