@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from gemma_models.architectures import GemmaConfig
 from gemma_models.data import DataModule
 from gemma_models.layout import (
+    check_generate,
     check_micro_batches,
     check_recipe,
     check_saving,
@@ -19,7 +20,16 @@ from gemma_models.layout import (
     check_training,
     check_validation,
 )
-from gemma_models.settings import CHECKPOINTS, SAVE_DIR, AutoResume, Logger, LoRA, MegatronOptimizer, Trainer
+from gemma_models.settings import (
+    CHECKPOINTS,
+    SAVE_DIR,
+    AutoResume,
+    Logger,
+    LoRA,
+    MegatronOptimizer,
+    MegatronStrategy,
+    Trainer,
+)
 from launcher.checks import checked_by, keeps
 from launcher.errors import ConfigError
 
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
 Accelerator = Literal["gpu", "cpu"]
 Precision = Literal["bf16", "fp32"]
 
+_ONE_PROCESS = MegatronStrategy()
 _WEIGHTS_HINT = 'recipe.resume.restore_config.path = "FOLDER", a Megatron or Hugging Face checkpoint'
 
 
@@ -191,22 +202,30 @@ def preprocess(
     return preprocess_files(sources, Path(output).expanduser(), how, workers)
 
 
+@checked_by(check_generate)
 def generate(
     path: str | Path,
     prompts: list[str],
     *,
     chat: bool = False,
     max_new_tokens: int = 64,
+    stop: list[str] | None = None,
     temperature: float = 0.0,
+    top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    batch_size: int = 16,
     accelerator: Accelerator = "gpu",
     precision: Precision = "bf16",
+    strategy: MegatronStrategy = _ONE_PROCESS,
 ) -> list[str]:
     """Continue each prompt with the model at ``path``, a folder or a name, of Hugging Face's format or Megatron's; with
     its adapters, where it has some.
 
-    With ``chat`` a prompt is a user's turn and the continuation the model's answer. ``temperature`` 0 is greedy.
+    With ``chat`` a prompt is a user's turn and the continuation the model's answer. ``temperature`` 0 is greedy; above,
+    a token is drawn from the ``top_k`` likeliest (0: all), of these from those that make up ``top_p``. A text ends
+    before the first of the ``stop`` texts. ``batch_size`` prompts are read at once. ``strategy`` shares the model out
+    over tensor- and pipeline-parallel processes, which all call this.
     Raises CheckpointError for a folder that holds no Gemma, ConfigError for settings out of range.
     """
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
@@ -214,6 +233,10 @@ def generate(
     for name, value, choices in (("accelerator", accelerator, Accelerator), ("precision", precision, Precision)):
         if value not in get_args(choices):
             raise ConfigError(f"{name} is {value!r}", hint=" or ".join(map(repr, get_args(choices))))
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+    if isinstance(stop, str) or not all(stop or []):
+        raise ConfigError(f"stop is {stop!r}; it must be a list of texts that are not empty", hint="stop=['\\n\\n']")
     from gemma_models.generation.generate import generate_texts
     from gemma_models.generation.sampling import Sampling
 
@@ -222,7 +245,10 @@ def generate(
         prompts,
         chat=chat,
         max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
+        stop=stop or [],
+        batch_size=batch_size,
+        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         accelerator=accelerator,
         precision=precision,
+        strategy=strategy,
     )

@@ -108,7 +108,7 @@ def check_training(model: GemmaConfig, trainer: Trainer, seq_length: int, ranks:
             hint="trainer.spike_factor=None, which looks for no spikes",
         )
     check_profile(trainer)
-    _check_layout(model, trainer)
+    check_layout(model, trainer)
     _check_sequence(trainer.strategy, seq_length)
     if ranks != trainer.num_nodes * trainer.devices:
         raise RanksError(
@@ -229,7 +229,34 @@ def layers_of_chunks(num_layers: int, strategy: MegatronStrategy) -> list[int]:
     return [each + (chunk < more) for chunk in range(count)]
 
 
-def _check_layout(model: GemmaConfig, trainer: Trainer) -> None:
+def check_generate(task: Partial[Any], ranks: int) -> None:
+    """`check_generation` for a task that is not built yet."""
+    from launcher.config import build
+
+    check_generation(build(task.strategy), ranks)
+
+
+def check_generation(strategy: MegatronStrategy, ranks: int) -> None:
+    """Raises ConfigError for a layout that texts are not generated in, and for another number of processes."""
+    for name, alone in (("virtual_pipeline_model_parallel_size", None), ("context_parallel_size", 1)):
+        if getattr(strategy, name) != alone:
+            raise ConfigError(
+                f"strategy.{name} = {getattr(strategy, name)} is for training; a text is read by one stage after "
+                "another, and whole",
+                hint=f"strategy.{name}={alone}",
+            )
+    needed = strategy.tensor_model_parallel_size * strategy.pipeline_model_parallel_size
+    if ranks != needed:
+        raise RanksError(
+            f"strategy.tensor_model_parallel_size = {strategy.tensor_model_parallel_size} x "
+            f"strategy.pipeline_model_parallel_size = {strategy.pipeline_model_parallel_size} is not the number of "
+            f"processes that generate, {ranks}",
+            hint=f"an executor with ntasks_per_node={needed}: gemma-launch generate --executor local ...",
+        )
+
+
+def check_layout(model: GemmaConfig, trainer: Trainer) -> None:
+    """Raises ConfigError for a layout that this model cannot have on these processes."""
     strategy = trainer.strategy
     tp, pp, cp = (
         strategy.tensor_model_parallel_size,

@@ -30,7 +30,7 @@ _PREFIX = "base_model.model."
 _A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 # Of peft's options, those that have a value other than none of them mean something that we have nothing for.
 _UNSUPPORTED = ("modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "fan_in_fan_out", "target_parameters",
-                "trainable_token_indices", "layer_replication", "megatron_config", "alora_invocation_tokens")  # fmt: skip
+                "trainable_token_indices", "layer_replication", "megatron_config")  # fmt: skip
 _Tensors = dict[str, torch.Tensor]
 
 

@@ -24,7 +24,7 @@ from gemma_models.conversion.safetensors_io import HFWeights, write_hf_weights
 from gemma_models.conversion.sources import Source, checkpoint_folder, imported_folder, source_of
 from gemma_models.conversion.torch_dist import MegatronWeights, Read, write_tensors
 from gemma_models.training.checkpoints import CheckpointInfo, check_files, complete, read_info, root_cause
-from gemma_models.training.restore import assets_in, base_of
+from gemma_models.training.restore import architecture_in, assets_in, base_of
 from launcher.errors import CheckpointError, LaunchError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -56,7 +56,7 @@ def _import_adapters(folder: Path, target: Path, base: str | Path | None) -> Pat
     if base is None and not Path(named).is_dir():
         named = f"hf://{named}"
     under = checkpoint_folder(named)
-    gemma = read_info(under).gemma if (under / "checkpoint.json").exists() else read_hf_config(under)
+    gemma = architecture_in(under)
     lora, tensors = read_peft(folder, gemma)
     # In the adapters' own dtype, and their base with them.
     info = CheckpointInfo(

@@ -1,11 +1,14 @@
-"""Token after token, with a key-value cache."""
+"""Token after token, with a key-value cache, on one rank or on all that share a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
 from gemma_models.generation.sampling import Sampling, next_tokens
 from gemma_models.modeling.model import GemmaModel
@@ -14,10 +17,18 @@ from launcher.errors import ConfigError
 
 @torch.no_grad()
 def decode(
-    model: GemmaModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop: set[int], sampling: Sampling
+    model: GemmaModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: set[int],
+    sampling: Sampling,
+    ended: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt, a list of token ids, until a token of ``stop`` (which is left out) or ``max_new_tokens``.
+    """Continue each prompt, a list of token ids, until a token of ``stop`` (which is left out), until ``ended`` says so
+    of the answer, or for ``max_new_tokens``.
 
+    Every rank of the model calls it, with its own stage, and gets all answers.
     Prompts of different lengths are padded on the left; rotary positions are relative, so that each is continued as it
     would be alone. Raises ConfigError where prompt and answer together are longer than the model's positions.
     """
@@ -44,14 +55,14 @@ def decode(
     answers: list[list[int]] = [[] for _ in prompts]
     live = set(range(len(prompts)))
     for _ in range(max_new_tokens):
-        logits = next_logits(model, context, tokens, mask)
-        chosen = next_tokens(logits, sampling, generator)
-        for row in sorted(live):
-            token = int(chosen[row])
-            if token in stop:
-                live.discard(row)
-            else:
+        chosen = _choose(next_logits(model, context, tokens, mask), model, len(prompts), sampling, generator)
+        for row, token in enumerate(chosen.tolist()):  # one wait for the device, for all rows
+            if row not in live:
+                continue
+            if token not in stop:
                 answers[row].append(token)
+            if token in stop or (ended is not None and ended(answers[row])):
+                live.discard(row)
         if not live:
             break
         tokens = chosen[:, None]
@@ -61,14 +72,33 @@ def decode(
 @torch.no_grad()
 def next_logits(
     model: GemmaModel, context: StaticInferenceContext, tokens: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """Read ``tokens``, int64 (b, s), after all that ``context`` has seen: the logits (b, vocab) of what follows.
+) -> torch.Tensor | None:
+    """Read ``tokens``, int64 (b, s), after all that ``context`` has seen: the logits (b, vocab) of what follows, on the
+    ranks of the last pipeline stage; None on the others.
 
     ``mask``, bool (b, 1, 1, max length), hides the padding on the left.
     """
-    positions = torch.arange(tokens.shape[1], device=tokens.device) + context.sequence_len_offset
-    logits = model(tokens, positions.expand_as(tokens), mask, inference_context=context, runtime_gather_output=True)
-    context.sequence_len_offset += tokens.shape[1]
+    rows, length = tokens.shape
+    positions = torch.arange(length, device=tokens.device) + context.sequence_len_offset
+    between = P2PCommunicator(parallel_state.get_pipeline_model_parallel_group(), model.config)
+    model.set_input_tensor(between.recv_forward((length, rows, model.config.hidden_size), model.pre_process))
+    out = model(tokens, positions.expand_as(tokens), mask, inference_context=context, runtime_gather_output=True)
+    between.send_forward(out, model.post_process)
+    context.sequence_len_offset += length
     context.enable_decode_mode()
-    last: torch.Tensor = logits[:, -1]
-    return last
+    return out[:, -1, : model.config.gemma.vocab_size] if model.post_process else None
+
+
+def _choose(
+    logits: torch.Tensor | None, model: GemmaModel, rows: int, sampling: Sampling, generator: torch.Generator
+) -> torch.Tensor:
+    """The next tokens, int64 (rows), on every rank. Those of the last stage have the same logits and the same seed, and
+    so draw the same."""
+    if logits is None:
+        chosen = torch.empty(rows, dtype=torch.int64, device=next(model.parameters()).device)
+    else:
+        chosen = next_tokens(logits, sampling, generator)
+    group = parallel_state.get_pipeline_model_parallel_group()
+    if group.size() > 1:
+        dist.broadcast(chosen, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+    return chosen

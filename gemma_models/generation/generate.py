@@ -2,37 +2,71 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from gemma_models.conversion.assets import end_tokens, load_tokenizer
+from gemma_models.conversion.sources import checkpoint_folder
 from gemma_models.data.chat import END, encode_prompt, encode_text
 from gemma_models.generation.decode import decode
 from gemma_models.generation.sampling import Sampling
-from gemma_models.settings import MegatronStrategy
+from gemma_models.layout import check_generation, check_layout
+from gemma_models.settings import MegatronStrategy, Trainer
 from gemma_models.training.parallel import parallel_context
-from gemma_models.training.restore import load_trained
+from gemma_models.training.restore import architecture_in, assets_in, load_trained
 
 
 def generate_texts(
-    folder: str | Path,
+    path: str | Path,
     prompts: list[str],
     *,
     chat: bool,
     max_new_tokens: int,
+    stop: list[str],
+    batch_size: int,
     sampling: Sampling,
     accelerator: Literal["gpu", "cpu"],
     precision: Literal["bf16", "fp32"],
+    strategy: MegatronStrategy,
 ) -> list[str]:
-    """See `gemma_models.api.generate`."""
-    with parallel_context(MegatronStrategy(), accelerator=accelerator, seed=sampling.seed):
-        (model,), assets = load_trained(folder, accelerator=accelerator, precision=precision)
-        tokenizer = load_tokenizer(assets)
-        stop = end_tokens(assets)
-        if chat:
-            stop.add(tokenizer.convert_tokens_to_ids(END))
-            encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-        else:
-            encoded = [[tokenizer.bos_token_id, *encode_text(tokenizer, prompt)] for prompt in prompts]
-        answers = decode(model, encoded, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling)
-        return [tokenizer.decode(answer) for answer in answers]
+    """See `gemma_models.api.generate`; every process of the strategy calls it."""
+    folder = checkpoint_folder(path)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    check_generation(strategy, ranks)
+    check_layout(architecture_in(folder), Trainer(max_steps=1, devices=ranks, strategy=strategy))
+    tokenizer = load_tokenizer(assets_in(folder))
+    ids = end_tokens(assets_in(folder))
+    if chat:
+        ids.add(tokenizer.convert_tokens_to_ids(END))
+        encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    else:
+        encoded = [[tokenizer.bos_token_id, *encode_text(tokenizer, prompt)] for prompt in prompts]
+    # A token is a byte at least; some more, as a text is not always cut where its tokens are.
+    reach = max((len(text.encode()) for text in stop), default=0) + 4
+
+    def ended(answer: list[int]) -> bool:
+        tail = tokenizer.decode(answer[-reach:])
+        return any(text in tail for text in stop)
+
+    texts: list[str] = []
+    with parallel_context(strategy, accelerator=accelerator, seed=sampling.seed):
+        (model,), _ = load_trained(folder, accelerator=accelerator, precision=precision, strategy=strategy)
+        for start in range(0, len(prompts), batch_size):
+            answers = decode(
+                model,
+                encoded[start : start + batch_size],
+                max_new_tokens=max_new_tokens,
+                stop=ids,
+                sampling=replace(sampling, seed=sampling.seed + start),
+                ended=ended if stop else None,
+            )
+            texts += [_until(tokenizer.decode(answer), stop) for answer in answers]
+    return texts
+
+
+def _until(text: str, stop: list[str]) -> str:
+    """What comes before the first of the stop strings."""
+    ends = [text.index(each) for each in stop if each in text]
+    return text[: min(ends)] if ends else text

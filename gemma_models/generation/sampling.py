@@ -11,18 +11,22 @@ from launcher.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """``temperature`` 0 takes the likeliest token; above, one is drawn from the likeliest that make up ``top_p``.
+    """``temperature`` 0 takes the likeliest token; above, one is drawn from the ``top_k`` likeliest (0: all), and of
+    these from those that make up ``top_p`` of them.
 
     Top-p is nucleus sampling (arXiv:1904.09751). Raises ConfigError for values outside their range.
     """
 
     temperature: float = 0.0
+    top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.temperature < 0.0:
             raise ConfigError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k is {self.top_k}; it must be 0 (all) or above")
         if not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
@@ -31,8 +35,8 @@ def next_tokens(logits: torch.Tensor, sampling: Sampling, generator: torch.Gener
     """Choose from logits (b, vocab), of any float dtype; int64 (b,)."""
     if sampling.temperature == 0.0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)
-    ordered, order = probabilities.sort(dim=-1, descending=True)
+    ordered, order = logits.topk(min(sampling.top_k or logits.shape[-1], logits.shape[-1]), dim=-1)
+    ordered = torch.softmax(ordered.float() / sampling.temperature, dim=-1)
     # A token stays while the ones before it make up less than top_p, so the first always does.
     ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= sampling.top_p, 0.0)
     chosen = torch.multinomial(ordered, 1, generator=generator)

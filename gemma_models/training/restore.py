@@ -109,6 +109,11 @@ def assets_of(resume: AutoResume) -> Path | None:
     return assets_in(checkpoint_folder(resume.restore_config.path))
 
 
+def architecture_in(folder: Path) -> GemmaConfig:
+    """What a Megatron checkpoint or a Hugging Face folder is of."""
+    return read_info(folder).gemma if (folder / "checkpoint.json").exists() else read_hf_config(folder)
+
+
 def assets_in(folder: Path) -> Path:
     """Where a Megatron checkpoint or a Hugging Face folder keeps its tokenizer and config.json."""
     return folder / "hf" if (folder / "checkpoint.json").exists() else folder

@@ -137,6 +137,8 @@ def _local(task: Any) -> Executor:
             count = getattr(trainer, counted, 1)
             if type(count) is int:  # anything else, the recipe's own check refuses
                 setattr(executor, name, count)
+        if trainer is None and (strategy := getattr(task, "strategy", None)) is not None:
+            executor.ntasks_per_node = strategy.tensor_model_parallel_size * strategy.pipeline_model_parallel_size
     return executor
 
 

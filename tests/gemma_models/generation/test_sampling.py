@@ -55,6 +55,15 @@ def test_top_p_keeps_the_likeliest_in_their_proportions(top_p: float, expected: 
     assert all(bool(share) == bool(chance) for share, chance in zip(found, expected, strict=True))
 
 
+def test_top_k_keeps_the_likeliest_and_top_p_some_of_these() -> None:
+    assert bool(((drawn(Sampling(temperature=1.0, top_k=2)) > 0) == torch.tensor([False, True, False, True])).all())
+    found = drawn(Sampling(temperature=1.0, top_k=3))
+    torch.testing.assert_close(found, torch.tensor([0, 0.5, 0.15, 0.3]) / 0.95, atol=0.03, rtol=0)
+    # Of three that make up 0.95, the first two are 0.84 of them, and 0.8 of all.
+    assert bool((drawn(Sampling(temperature=1.0, top_k=3, top_p=0.83)) > 0).sum() == 2)
+    assert bool((drawn(Sampling(temperature=1.0, top_k=9)) > 0).all())
+
+
 def test_temperature_sharpens_and_flattens() -> None:
     for temperature in (0.5, 2.0):
         weights = torch.tensor(PROBABILITIES) ** (1 / temperature)
@@ -68,6 +77,7 @@ def test_temperature_sharpens_and_flattens() -> None:
     ("options", "message"),
     [
         ({"temperature": -0.1}, r"temperature is -0.1; it must be 0 \(greedy\) or above"),
+        ({"top_k": -1}, r"top_k is -1; it must be 0 \(all\) or above"),
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
         ({"top_p": 1.1}, "top_p is 1.1"),
     ],
