@@ -88,7 +88,7 @@ ERRORS = {
     "override-of-an-unknown-value": "train --factory job --workspace mine.py settings=quik",
     "not-an-override": "finetune --factory gemma3_1b trainer.max_steps",
     "missing-value": "finetune --factory gemma3_1b --yes",
-    "missing-argument": "import source=here",
+    "missing-argument": "export source=here",
     "prompts-that-are-no-list": "generate path=here prompts=hello",
     "validation-without-data": "validate --factory gemma3_1b resume.restore_config.path=here --yes",
     "values-that-do-not-go-together": "pretrain --factory gemma3_1b trainer.strategy.tensor_model_parallel_size=3",
