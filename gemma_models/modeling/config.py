@@ -43,10 +43,6 @@ def transformer_config(
 
     Without ``random_weights`` the model's memory is left as it comes: every weight is about to be loaded.
     """
-    if kernels.fused:
-        from gemma_models.modeling.gpu.gradients import add_up_at_once
-
-        add_up_at_once()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return GemmaTransformerConfig(
         gemma=gemma,
@@ -79,7 +75,7 @@ def transformer_config(
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        gradient_accumulation_fusion=kernels.fused,
+        gradient_accumulation_fusion=False,
         apply_rope_fusion=kernels.fused and importlib.util.find_spec("transformer_engine") is not None,
         fp8="hybrid" if kernels.fp8_recipe else None,
         fp8_recipe=kernels.fp8_recipe or "tensorwise",

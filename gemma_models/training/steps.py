@@ -40,10 +40,16 @@ def wrap(chunks: list[GemmaModel], strategy: MegatronStrategy) -> list[Distribut
         overlap_param_gather=strategy.overlap_param_gather,
     )
     # Later chunks have no one to overlap with: gradients of all of them are there when the first chunk's are.
-    return [
+    wrapped = [
         DistributedDataParallel(config, replace(options), module, disable_bucketing=number > 0)
         for number, module in enumerate(modules)
     ]
+    if config.kernels.fused:
+        from gemma_models.modeling.gpu.gradients import add_up_at_once
+
+        for chunk in wrapped:
+            add_up_at_once(chunk)
+    return wrapped
 
 
 def cast(chunks: list[GemmaModel]) -> list[MegatronModule]:

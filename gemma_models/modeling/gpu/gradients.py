@@ -10,13 +10,17 @@ from megatron.core.tensor_parallel import layers
 from gemma_models.modeling.loss import add_product
 
 
-def add_up_at_once() -> None:
-    """Let Megatron's linear layers add a gradient to the float32 sum in the product that makes it.
+def add_up_at_once(model: torch.nn.Module) -> None:
+    """Let the linear layers of a model with float32 sums (``main_grad``) add a gradient to them in the product that
+    makes it.
 
-    They ask for it by ``gradient_accumulation_fusion``, and look for a function of Apex's, which torch has as well.
+    Megatron's look for a function of Apex's then, which torch has as well; Transformer Engine's have their own.
     """
     layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=_accumulate)
-    layers._grad_accum_fusion_available = True
+    for module in model.modules():
+        for name in ("gradient_accumulation_fusion", "fuse_wgrad_accumulation"):
+            if hasattr(module, name):
+                setattr(module, name, True)
 
 
 def _accumulate(inputs: torch.Tensor, gradient: torch.Tensor, total: torch.Tensor) -> None:

@@ -14,8 +14,6 @@ class _Linear(torch.nn.Module):
     def __init__(self, input_size: int, output_size: int, *, config: GemmaTransformerConfig, **options: Any) -> None:
         super().__init__(input_size, output_size, config=config, **options)
         self.input_size, self.output_size = input_size, output_size
-        # Not by Megatron's configuration, which would ask the embedding for Apex's.
-        self.fuse_wgrad_accumulation = True
         # A step is recorded in its middle, when weights are in FP8 already: replayed, it must make them anew.
         self.disable_parameter_transpose_cache = config.kernels.graphs
 
@@ -28,8 +26,8 @@ class _Linear(torch.nn.Module):
 
 
 class ColumnLinear(_Linear, TEColumnParallelLinear):
-    """Split by output, as Megatron's ColumnParallelLinear; the weight's gradient is added up in float32 at once."""
+    """Split by output, as Megatron's ColumnParallelLinear."""
 
 
 class RowLinear(_Linear, TERowParallelLinear):
-    """Split by input, as Megatron's RowParallelLinear; the weight's gradient is added up in float32 at once."""
+    """Split by input, as Megatron's RowParallelLinear."""
