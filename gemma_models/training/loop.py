@@ -84,7 +84,6 @@ def fit(
     with (
         parallel_context(trainer.strategy, accelerator=trainer.accelerator, seed=trainer.seed) as device,
         Profiler(trainer.profile, log.folder()) as profiler,
-        MetricsWriter(log, enabled=dist.get_rank() == 0, show=show) as metrics,
         contextlib.ExitStack() as after,
     ):
         chunks = _prepare_model(gemma, trainer, resume, lora, resuming=newest is not None)
@@ -93,6 +92,8 @@ def fit(
         if newest is not None:
             restore_training(newest, chunks, optimizer, adapters=lora is not None)
             scheduler.step(increment=start)
+        # Nothing is written of a run whose weights cannot be loaded.
+        metrics = after.enter_context(MetricsWriter(log, enabled=dist.get_rank() == 0, show=show))
         stepper = Stepper(ddp, optimizer, device, data.seq_length)
         dp = {
             "dp_rank": parallel_state.get_data_parallel_rank(),
