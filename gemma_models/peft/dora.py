@@ -50,8 +50,9 @@ class DoRALinear(LoRALinear):
     def _lengths(self, weight: torch.Tensor) -> torch.Tensor:
         """Of the rows of the whole weight, float32: this rank's rows, or its columns of all of them."""
         squares = weight.float().square().sum(1)
-        if not self.by_rows:
-            torch.distributed.all_reduce(squares, group=parallel_state.get_tensor_model_parallel_group())
+        group = parallel_state.get_tensor_model_parallel_group()
+        if not self.by_rows and group.size() > 1:
+            torch.distributed.all_reduce(squares, group=group)
         return squares.sqrt()
 
     def sharded_state_dict(

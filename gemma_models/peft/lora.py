@@ -101,6 +101,8 @@ def splits_output(module: torch.nn.Module) -> bool | None:
 def _gathered(weight: torch.Tensor) -> torch.Tensor:
     """The tensor-parallel ranks' rows, one below the other."""
     group = parallel_state.get_tensor_model_parallel_group()
+    if group.size() == 1:
+        return weight
     parts = [torch.empty_like(weight) for _ in range(group.size())]
     torch.distributed.all_gather(parts, weight.contiguous(), group=group)
     return torch.cat(parts)
