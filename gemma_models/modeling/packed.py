@@ -46,7 +46,9 @@ class PackedRow(PackedSeqParams):
         """The number of the document of each query and of each key, int64 (queries) and (keys)."""
 
         def numbers(bounds: torch.Tensor, tokens: int) -> torch.Tensor:
-            return torch.searchsorted(bounds, torch.arange(tokens, device=bounds.device), right=True)
+            return torch.searchsorted(
+                bounds, torch.arange(tokens, dtype=bounds.dtype, device=bounds.device), right=True
+            )
 
         found: tuple[torch.Tensor, torch.Tensor] = self.once(
             "documents", lambda: (numbers(self.cu_seqlens_q, queries), numbers(self.cu_seqlens_kv, keys))
