@@ -30,13 +30,13 @@ from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.assets import write_assets
 from gemma_models.modeling.model import GemmaModel
 from gemma_models.settings import DoRA, LoRA
+from gemma_models.training.optimizer_state import load_optimizer, optimizer_tensors
 from launcher.errors import CheckpointError
 
 VERSION = 1
 _STEP = re.compile(r"step_(\d{7,})$")
 _ADAPTERS = {kind.__name__: kind for kind in (LoRA, DoRA)}
 _Read = TypeVar("_Read")
-_OPTIMIZER_LAYOUT = {"chained_optim_avoid_prefix": True, "distrib_optim_sharding_type": "fully_reshardable"}
 
 
 @dataclass(kw_only=True)
@@ -181,7 +181,7 @@ def training_tensors(
     tensors = model_tensors(chunks, adapters=adapters)
     state = {
         "model": tensors,
-        "optimizer": optimizer.sharded_state_dict(tensors, is_loading=loading, metadata=_OPTIMIZER_LAYOUT),
+        "optimizer": optimizer_tensors(optimizer, tensors, loading=loading),
         "random": ShardedObject("random", _random_state(), (dist.get_world_size(),), (dist.get_rank(),)),
     }
     return state
@@ -197,7 +197,7 @@ def restore_training(folder: Path, chunks: list[GemmaModel], optimizer: Any, *, 
         del tensors["random"]
     loaded = load_tensors(folder, tensors)
     _fill(chunks, loaded["model"], adapters=adapters)
-    optimizer.load_state_dict(loaded["optimizer"])
+    load_optimizer(optimizer, loaded["optimizer"])
     if "random" in loaded:
         _set_random_state(loaded["random"])
 

@@ -52,6 +52,8 @@ def parallel_context(
             gc.collect()  # an earlier run's model lies in cycles, and with it its groups' sockets and its memory
             _initialise_process_group(accelerator, device)
             stack.callback(dist.destroy_process_group)
+        else:
+            stack.callback(_destroy_groups, set(dist.distributed_c10d._world.pg_map))
         if not parallel_state.model_parallel_is_initialized():
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=strategy.tensor_model_parallel_size,
@@ -63,6 +65,13 @@ def parallel_context(
             stack.callback(parallel_state.destroy_model_parallel)
         _seed(seed, accelerator)
         yield device
+
+
+def _destroy_groups(before: set[dist.ProcessGroup]) -> None:
+    """Take down what was made since: Megatron forgets its groups, which keep their threads and their sockets."""
+    made = set(dist.distributed_c10d._world.pg_map) - before
+    for group in sorted(made, key=lambda group: group.group_name):  # in the same order on every rank
+        dist.destroy_process_group(group)
 
 
 def _timeout() -> timedelta:

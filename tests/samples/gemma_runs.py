@@ -245,7 +245,7 @@ def one_after_another(tasks: list[Any]) -> list[Any]:
 
     torch.set_num_threads(1)
     del os.environ["GEMMA_LAUNCHER_JOB_DIR"]
-    if int(os.environ["WORLD_SIZE"]) > 1:
+    if int(os.environ["WORLD_SIZE"]) > 1 and not torch.distributed.is_initialized():
         # One set of connections for all of them; training uses groups that stand.
         torch.distributed.init_process_group("gloo")
     results = []

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from gemma_runs import UnevenData
+from gemma_runs import UnevenData, one_after_another
 from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallelConfig
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.weights import mapped_parameters
+from gemma_models.data import Batch
+from gemma_models.modeling import model
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.model import GemmaModel, build_chunks
+from gemma_models.modeling.packed import PackedRow
 from gemma_models.settings import (
     CosineAnnealing,
     MegatronOptimizer,
     MegatronStrategy,
     OptimizerConfig,
-    RestoreConfig,
     Trainer,
 )
 from gemma_models.training import steps
+from gemma_models.training.checkpoints import load_model
 from gemma_models.training.optimizer import build_optimizer
 from gemma_models.training.parallel import parallel_context
-from gemma_models.training.restore import load_base
 from gemma_models.training.steps import Stepper, wrap
 
 OPTIM = MegatronOptimizer(config=OptimizerConfig(lr=5e-3), lr_scheduler=CosineAnnealing(warmup_steps=2, decay_steps=20))
@@ -38,7 +42,7 @@ class Case:
     """One run: a model, from the weights in ``base``, at a layout; ``broken`` names what is made wrong in it.
 
     ``gradients`` is the file with those of the first step, by Megatron's name and layer: written by a run of one
-    process, compared with by the others.
+    process, compared with by the others. ``packed`` makes one row of a micro-batch, of documents that restart.
     """
 
     model: GemmaConfig
@@ -46,6 +50,7 @@ class Case:
     gradients: str
     strategy: MegatronStrategy = field(default_factory=MegatronStrategy)
     micro_batch_size: int = 2
+    packed: bool = False
     steps: int = 10
     broken: str | None = None
 
@@ -57,10 +62,14 @@ def measure(case: Case) -> dict[str, Any]:
     with parallel_context(strategy, accelerator="cpu") as device:
         config = transformer_config(case.model, strategy, precision="fp32", accelerator="cpu", random_weights=False)
         chunks = build_chunks(config)
-        load_base(chunks, RestoreConfig(path=case.base))
-        undo = BREAKS[case.broken](chunks) if case.broken else None
+        load_model(chunks, Path(case.base))  # whatever the window of what was saved
+        # Small ones, so that there are several to reduce and to gather while others are computed with.
+        buckets = partial(DistributedDataParallelConfig, bucket_size=3000)
+        undo = [_replaced(steps, "DistributedDataParallelConfig", buckets)] if strategy.overlap_grad_reduce else []
         try:
             ddp = wrap(chunks, strategy)
+            if case.broken is not None:
+                undo.append(BREAKS[case.broken](chunks, ddp) or (lambda: None))
             optimizer, scheduler = build_optimizer(ddp, OPTIM, trainer)
             stepper = Stepper(ddp, optimizer, device, UnevenData().seq_length)
             dp = {
@@ -79,27 +88,38 @@ def measure(case: Case) -> dict[str, Any]:
 
             optimizer.step = first_step
             for _ in range(case.steps):
-                loss, norm, _ = stepper.train(next(batches))
+                micro_batches = next(batches)
+                loss, norm, *_ = stepper.train(list(map(packed, micro_batches)) if case.packed else micro_batches)
                 scheduler.step(increment=1)
                 found["losses"].append(loss)
                 found["norms"].append(norm)
-            found["validation"] = stepper.validate(data.validation_batches(**dp))[0]
+            passes = data.validation_batches(**dp)
+            found["validation"] = stepper.validate(map(packed, passes) if case.packed else passes)[0]
             found["sizes"] = sizes()
             found["shapes"] = shapes(chunks, optimizer)
             ranks: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(ranks, found)
             return {key: [rank[key] for rank in ranks] for key in found}
         finally:
-            if undo is not None:
-                undo()
+            for restore in undo:
+                restore()
 
 
-def measure_all(cases: list[Case]) -> list[dict[str, Any]]:
-    """One after another, in one set of processes."""
+def in_one_start(cases: list[Case], tasks: list[Any]) -> dict[str, list[Any]]:
+    """Runs to measure, then whole trainings, in one set of processes."""
     torch.set_num_threads(1)
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
-    return [measure(case) for case in cases]
+    dist.init_process_group("gloo")
+    return {"cases": [measure(case) for case in cases], "tasks": one_after_another(tasks)}
+
+
+def packed(batch: Batch) -> Batch:
+    """The rows of a micro-batch as one, of two documents each."""
+    rows, length = batch["tokens"].shape
+    starts = [row * length + place for row in range(rows) for place in (0, length // 3)]
+    bounds = torch.tensor([*starts, rows * length], dtype=torch.int32)
+    places = torch.cat([torch.arange(int(count)) for count in bounds.diff()])
+    flat = {name: tensor.reshape(1, -1) for name, tensor in batch.items()}
+    return {**flat, "position_ids": places[None], "cu_seqlens": bounds}
 
 
 def sizes() -> dict[str, int]:
@@ -157,28 +177,30 @@ def gather_gradients(ddp: Any) -> None:
         dist.all_gather_into_tensor(bucket.grad_data, mine, group=group)
 
 
-def _cores(chunks: list[GemmaModel]) -> Iterator[tuple[Any, Any]]:
+def local_numbers(chunks: list[GemmaModel], ddp: list[Any]) -> None:
+    """Layers counted from 1 in every chunk."""
     for chunk in chunks:
-        yield from enumerate(chunk.decoder.layers, 1)
+        for number, layer in enumerate(chunk.decoder.layers, 1):
+            attention, gemma = layer.self_attention, chunk.config.gemma
+            attention.layer_number = number
+            for core in _cores(attention):
+                core.window = gemma.sliding_window if gemma.is_local(number) else None
 
 
-def local_numbers(chunks: list[GemmaModel]) -> None:
-    """Layers counted from 1 on every stage."""
-    for number, layer in _cores(chunks):
-        attention = layer.self_attention
-        local = attention.config.gemma.is_local(number)
-        attention.layer_number = number
-        attention.core_attention.window = attention.config.gemma.sliding_window if local else None
+def wider_window(chunks: list[GemmaModel], ddp: list[Any]) -> None:
+    for chunk in chunks:
+        for layer in chunk.decoder.layers:
+            for core in _cores(layer.self_attention):
+                core.window = core.window and core.window + 1
 
 
-def wider_window(chunks: list[GemmaModel]) -> None:
-    for _, layer in _cores(chunks):
-        for core in (layer.self_attention.core_attention, getattr(layer.self_attention.core_attention, "core", None)):
-            if core is not None and core.window is not None:
-                core.window += 1
+def _cores(attention: Any) -> list[Any]:
+    """What computes a layer's attention: under context parallelism one core around another."""
+    outer = attention.core_attention
+    return [core for core in (outer, getattr(outer, "core", None)) if core is not None]
 
 
-def local_positions(chunks: list[GemmaModel]) -> Callable[[], None]:
+def local_positions(chunks: list[GemmaModel], ddp: list[Any]) -> Callable[[], None]:
     """Rotary positions counted from 0 on every rank."""
     right = steps.shared
 
@@ -190,12 +212,38 @@ def local_positions(chunks: list[GemmaModel]) -> Callable[[], None]:
     return _replaced(steps, "shared", wrong)
 
 
-def unsummed_norms(chunks: list[GemmaModel]) -> None:
+def one_document(chunks: list[GemmaModel], ddp: list[Any]) -> Callable[[], None]:
+    """The bounds of documents forgotten where keys are gathered."""
+    return _replaced(PackedRow, "stretch", lambda row, *places: None)
+
+
+def unsummed_hidden(chunks: list[GemmaModel], ddp: list[Any]) -> Callable[[], None]:
+    """What goes back from the loss is each rank's words' part alone."""
+    right = model.vocabulary_loss
+    return _replaced(model, "vocabulary_loss", lambda *given, **named: right(*given, **{**named, "reduce": False}))
+
+
+def unsummed_norms(chunks: list[GemmaModel], ddp: list[Any]) -> None:
     """Each rank of a tensor-parallel group keeps the gradients of the norms from its own part of the sequence."""
     for chunk in chunks:
         for parameter in chunk.parameters():
             if getattr(parameter, "sequence_parallel", False):
                 parameter.sequence_parallel = False
+
+
+def unsummed_replicas(chunks: list[GemmaModel], ddp: list[Any]) -> None:
+    """Each data-parallel rank keeps its own gradients."""
+    for chunk in ddp:
+        for group in chunk.bucket_groups:
+            group.start_grad_sync = group.finish_grad_sync = lambda *given, **named: None
+
+
+def ungathered_weights(chunks: list[GemmaModel], ddp: list[Any]) -> None:
+    """Each data-parallel rank goes on with the weights that it stepped, and the others' as they were."""
+    for chunk in ddp:
+        for group in chunk.bucket_groups:
+            group.start_param_sync = lambda *given, **named: None
+            group.finish_param_sync = lambda *given, **named: None
 
 
 def _replaced(owner: Any, name: str, value: Any) -> Callable[[], None]:
@@ -204,6 +252,16 @@ def _replaced(owner: Any, name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(owner, name, before)
 
 
-BREAKS: dict[str, Callable[[list[GemmaModel]], Callable[[], None] | None]] = {
-    function.__name__: function for function in (local_numbers, wider_window, local_positions, unsummed_norms)
+BREAKS: dict[str, Callable[[list[GemmaModel], list[Any]], Callable[[], None] | None]] = {
+    function.__name__: function
+    for function in (
+        local_numbers,
+        wider_window,
+        local_positions,
+        one_document,
+        unsummed_hidden,
+        unsummed_norms,
+        unsummed_replicas,
+        ungathered_weights,
+    )
 }
