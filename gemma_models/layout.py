@@ -130,6 +130,12 @@ def _check_fp8(trainer: Trainer, seq_length: int) -> None:
         )
     if trainer.precision != "bf16":
         raise ConfigError("trainer.fp8_recipe is set, and trainer.precision is not 'bf16'", hint="precision='bf16'")
+    if trainer.recompute_granularity == "full":
+        raise ConfigError(
+            "trainer.fp8_recipe is set, and trainer.recompute_granularity is 'full': what is computed again would not "
+            "be in FP8",
+            hint="trainer.recompute_granularity='selective', or None",
+        )
     if seq_length % 16:
         raise ConfigError(
             f"data.seq_length = {seq_length} is no multiple of 16, which products in FP8 need",

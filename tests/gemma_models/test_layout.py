@@ -217,3 +217,19 @@ def test_an_adapter_that_cannot_be_is_found_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match=r"peft\.dim is 0; the rank of an adapter is at least 1") as caught:
         check_recipe(recipe, ranks=1)
     assert "test_layout.py" in (caught.value.where or "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "length", "text"),
+    [
+        ({"transformer_impl": "local"}, 128, "trainer.transformer_impl is 'local', which has no FP8"),
+        ({"precision": "fp32"}, 128, "trainer.precision is not 'bf16'"),
+        ({"recompute_granularity": "full"}, 128, "trainer.recompute_granularity is 'full'"),
+        ({}, 100, "data.seq_length = 100 is no multiple of 16"),
+    ],
+)
+def test_what_fp8_does_not_go_with(settings: dict[str, Any], length: int, text: str) -> None:
+    trainer = {"max_steps": 1, "transformer_impl": "transformer_engine", "fp8_recipe": "tensorwise"}
+    check_training(ARCHITECTURES["gemma3_1b"], Trainer(**trainer), 128, 1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=text.replace("'", ".")):
+        check_training(ARCHITECTURES["gemma3_1b"], Trainer(**{**trainer, **settings}), length, 1)  # type: ignore[arg-type]
