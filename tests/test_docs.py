@@ -5,10 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from gemma_runs import SMALLEST
+from peft import LoraConfig, get_peft_model
 
+from tests.gemma_models.conversion.hub_server import hub
+from tests.gemma_models.tiny import hf_model
 from tests.labs.containers.lab import ContainerLab
 from tests.labs.slurm.lab import SlurmLab
 from tests.walk import Reader, with_cluster, with_engine
@@ -89,3 +95,20 @@ def test_slurm_for_a_reader_of_its_guide(slurm_lab: SlurmLab, launcher_home: Pat
 def test_containers_for_a_reader_of_its_guide(container_lab: ContainerLab, launcher_home: Path, tmp_path: Path) -> None:
     page = (DOCS / "containers.md").read_text(encoding="utf-8")
     assert with_engine(tmp_path, launcher_home, container_lab).walk(page) == page.count("\n    $ ") == 15
+
+
+def test_checkpoints_for_a_reader_of_the_guide(launcher_home: Path, gemma_tokenizer: Any, tmp_path: Path) -> None:
+    """Of the hub there is what a download needs, and of the model its tokenizer and a small rest."""
+    model = hf_model(replace(SMALLEST, vocab_size=262_144))
+    (tmp_path / "hub").mkdir()
+    model.save_pretrained(tmp_path / "hub")
+    gemma_tokenizer.save_pretrained(tmp_path / "hub")
+    page = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
+    with hub() as server:
+        server.models["google/gemma-3-270m"] = tmp_path / "hub"
+        environment = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "hf"), "NEMO_CACHE_DIR": ""}
+        reader = Reader(tmp_path, launcher_home, {}, environment=environment)
+        adapter = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+        adapter.peft_config["default"].base_model_name_or_path = "google/gemma-3-270m"
+        adapter.save_pretrained(reader.folder / "adapter")
+        assert reader.walk(page) == page.count("\n    $ ") == 8
