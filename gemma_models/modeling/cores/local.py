@@ -54,6 +54,11 @@ class LocalAttention(torch.nn.Module):
         Returns (sq, b, heads * d).
         """
         sq, batch, heads, dim = query.shape
+        if self.window is not None and packed_seq_params is None and len(key) >= self.window + sq:
+            reach = self.window + sq - 1  # no query's window goes back further; the rest of a cache is left alone
+            if attention_mask is not None:
+                attention_mask = attention_mask[..., len(key) - reach : len(key)]
+            key, value = key[-reach:], value[-reach:]
         sk, _, groups, _ = key.shape
         q = query.permute(1, 2, 0, 3).reshape(batch, groups, heads // groups, sq, dim)
         k = key.permute(1, 2, 3, 0).unsqueeze(2)
