@@ -69,6 +69,7 @@ def parallel_context(
 
 def _destroy_groups(before: set[dist.ProcessGroup]) -> None:
     """Take down what was made since: Megatron forgets its groups, which keep their threads and their sockets."""
+    gc.collect()  # models lie in cycles, and hold on to what they sent by
     made = set(dist.distributed_c10d._world.pg_map) - before
     for group in sorted(made, key=lambda group: group.group_name):  # in the same order on every rank
         dist.destroy_process_group(group)

@@ -23,7 +23,7 @@ class Layout:
     strategy: MegatronStrategy
     control: str
     stages: list[list[list[int]]]
-    micro_batch_size: int = 2
+    micro_batch_size: int
     variant: str = "plain"
 
 
@@ -40,8 +40,10 @@ def layout(
     shared: bool = False,
     overlap: bool = False,
     stages: list[list[list[int]]] = WHOLE,
+    rows: int | None = None,
     **other: Any,
 ) -> Layout:
+    """``rows`` of a micro-batch, of the four that all replicas have a step; all at once but where there are stages."""
     strategy = MegatronStrategy(
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
@@ -53,7 +55,10 @@ def layout(
         overlap_grad_reduce=overlap,
         overlap_param_gather=overlap,
     )
-    return Layout(processes=processes, strategy=strategy, control=control, stages=stages, **other)
+    rows = rows or (2 if pp > 1 or processes > tp * cp else 4)
+    return Layout(
+        processes=processes, strategy=strategy, control=control, stages=stages, micro_batch_size=rows, **other
+    )
 
 
 # Gemma 2 alternates local and global layers, Gemma 3 has a global one after five: a cut in the middle of six layers
@@ -70,10 +75,10 @@ LAYOUTS: dict[str, Layout] = {
     "cp-packed": layout(2, "one_document", cp=2, variant="packed"),
     "dp": layout(2, "unsummed_replicas"),
     "dp-shared": layout(2, "unsummed_replicas", shared=True),
-    "dp-overlap": layout(2, "ungathered_weights", overlap=True),
-    "tp4-sp": layout(4, "unsummed_norms", tp=4, sp=True, micro_batch_size=4),
+    "dp-overlap": layout(2, "ungathered_weights", overlap=True, rows=1),
+    "tp4-sp": layout(4, "unsummed_norms", tp=4, sp=True),
     "tp-sp-vpp": layout(4, "local_numbers", tp=2, sp=True, pp=2, vp=2, stages=TURNS),
-    "tp-sp-cp": layout(4, "local_positions", tp=2, sp=True, cp=2, micro_batch_size=4),
+    "tp-sp-cp": layout(4, "local_positions", tp=2, sp=True, cp=2),
     "tp-sp-dp-overlap": layout(4, "unsummed_replicas", tp=2, sp=True, overlap=True),
     "pp4": layout(4, "local_numbers", pp=4, stages=[[[1, 2]], [[3, 4]], [[5]], [[6]]]),
     "vpp-cp-shared": layout(4, "local_positions", pp=2, vp=2, cp=2, shared=True, stages=TURNS),
