@@ -34,7 +34,7 @@ from launcher.checks import checked_by, keeps
 from launcher.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gemma_models.training.loop import TrainingResult
+    from gemma_models.training.fit import TrainingResult
     from gemma_models.training.validation import ValidationResult
 
 Accelerator = Literal["gpu", "cpu"]
@@ -61,7 +61,7 @@ def train(
     ``tokenizer`` is a Hugging Face folder, or "data": the one that travels with the weights the data is for.
     Raises LaunchError and its family for settings, data and checkpoints that cannot be used.
     """
-    from gemma_models.training.loop import fit
+    from gemma_models.training.fit import fit
 
     if peft is not None and resume.restore_config is None:
         raise ConfigError(
