@@ -43,7 +43,10 @@ class TensorBoard:
                 f"a run writes TensorBoard events, and tensorboard cannot be imported: {error}",
                 hint="pip install tensorboard, or gemma-launcher[train], which has it",
             ) from None
-        self._writer = SummaryWriter(folder, purge_step=start + 1 if start else None)
+        try:
+            self._writer = SummaryWriter(folder, purge_step=start + 1 if start else None)
+        except OSError as error:
+            raise LaunchError(f"nothing can be written to {folder}: {error}", hint="another log.dir") from None
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

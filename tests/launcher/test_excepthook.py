@@ -53,7 +53,7 @@ def test_the_line_is_never_one_of_pythons_own(tmp_path: Path) -> None:
 def test_the_line_is_never_one_of_gemmas_own(tmp_path: Path) -> None:
     text = "from gemma_models import import_checkpoint\nimport_checkpoint('nowhere', 'out')\n"
     said = last_words(tmp_path, text)
-    assert said.startswith("error: the folder nowhere does not exist\n")
+    assert said.startswith("error: the checkpoint folder 'nowhere' does not exist\n")
     assert said.endswith("  at: train.py:4\n")
     set_at = "def f(x: int): ...\ntask = run.Partial(f, x='a')\nrun.run(task, direct=True)\n"
     assert last_words(tmp_path, set_at).endswith("  set at: train.py:4\n")
