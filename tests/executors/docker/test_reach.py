@@ -235,7 +235,7 @@ def test_the_line_drops_and_nothing_is_lost_or_doubled(
     monkeypatch.setenv("DOCKER_HOST", "ssh://lab")
     command = [sys.executable, "-c", LAUNCH, container_lab.image, "", COUNTING]
     stays = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    until(lambda: any(left(container_lab, record.id) for record in Store().all()), 60, "its container")
+    until(lambda: any(file.stat().st_size for file in Store().folder.rglob("rank_0.out")), 60, "its first lines")
     for _ in range(4):
         time.sleep(1.2)
         gate.sshd.drop_sessions()
