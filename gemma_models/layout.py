@@ -26,6 +26,12 @@ RECORDED: Final = {
     "overlap_param_gather": False,
 }
 """What a step that is recorded must have: a graph has nothing to wait with for other ranks."""
+_TRAINING_ALONE: Final = {
+    "virtual_pipeline_model_parallel_size": None,
+    "context_parallel_size": 1,
+    "sequence_parallel": False,
+}
+"""What a text is generated with: its tokens come one by one, and none can be shared out."""
 
 
 def check_recipe(recipe: Partial[Any], ranks: int) -> None:
@@ -61,8 +67,8 @@ def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
     try:
         model, trainer = build(recipe.model), build(recipe.trainer)
         check_training(model, trainer, getattr(recipe.data, "seq_length", 1), ranks)
-        check_micro_batches(trainer, recipe.data)
-        if schedule:
+        if schedule:  # validation takes its micro-batches as they come
+            check_micro_batches(trainer, recipe.data)
             check_schedule(build(recipe.optim), trainer.max_steps)
             check_saving(build(recipe.log), trainer)
         lora = build(getattr(recipe, "peft", None))
@@ -144,27 +150,38 @@ def _check_fp8(trainer: Trainer, seq_length: int) -> None:
 
 
 def check_micro_batches(trainer: Trainer, data: Any) -> None:
-    """Raises ConfigError for a step of too few micro-batches, or too many, for chunks that take turns.
+    """Raises ConfigError for a step that the replicas cannot share out, and for one of too few micro-batches, or too
+    many, for chunks that take turns.
 
     ``data`` is a data module or what one will be built of; one that does not tell its batch sizes is not asked.
     """
     strategy = trainer.strategy
     together, rows = getattr(data, "global_batch_size", None), getattr(data, "micro_batch_size", None)
-    if strategy.virtual_pipeline_model_parallel_size is None or together is None or rows is None:
+    if together is None or rows is None:
         return
+    for name, value in (("global_batch_size", together), ("micro_batch_size", rows)):
+        if value < 1:
+            raise ConfigError(f"data.{name} is {value}; it must be at least 1")
     pp = strategy.pipeline_model_parallel_size
     replicas = (
         trainer.num_nodes
         * trainer.devices
         // (strategy.tensor_model_parallel_size * pp * strategy.context_parallel_size)
     )
-    count = together // (rows * replicas)
-    if count % pp:
+    turn = 1 if strategy.virtual_pipeline_model_parallel_size is None else pp
+    fits = -(-together // (turn * rows * replicas)) * turn * rows * replicas
+    if together % (rows * replicas):
         raise ConfigError(
-            f"data.global_batch_size = {together} makes {count} micro-batches a step, and with "
+            f"data.global_batch_size = {together} is no multiple of data.micro_batch_size = {rows} x {replicas} "
+            f"data-parallel rank{'s' if replicas > 1 else ''}",
+            hint=f"data.global_batch_size={fits}",
+        )
+    if together != fits:
+        raise ConfigError(
+            f"data.global_batch_size = {together} makes {together // (rows * replicas)} micro-batches a step, and with "
             "trainer.strategy.virtual_pipeline_model_parallel_size the stages take turns with "
             f"trainer.strategy.pipeline_model_parallel_size = {pp} of them",
-            hint=f"data.global_batch_size={-(-count // pp) * pp * rows * replicas}",
+            hint=f"data.global_batch_size={fits}",
         )
 
 
@@ -244,7 +261,7 @@ def check_generate(task: Partial[Any], ranks: int) -> None:
 
 def check_generation(strategy: MegatronStrategy, ranks: int) -> None:
     """Raises ConfigError for a layout that texts are not generated in, and for another number of processes."""
-    for name, alone in (("virtual_pipeline_model_parallel_size", None), ("context_parallel_size", 1)):
+    for name, alone in _TRAINING_ALONE.items():
         if getattr(strategy, name) != alone:
             raise ConfigError(
                 f"strategy.{name} = {getattr(strategy, name)} is for training; a text is read by one stage after "

@@ -11,7 +11,8 @@ import pytest
 import launcher
 from gemma_models import gemma3_1b
 from gemma_models.architectures import ARCHITECTURES
-from gemma_models.layout import check_recipe, check_training, layers_of_chunks
+from gemma_models.layout import check_generation, check_recipe, check_training, check_validation, layers_of_chunks
+from gemma_models.recipes.recipes import validation_of
 from gemma_models.settings import MegatronStrategy, Trainer
 from launcher.errors import ConfigError
 
@@ -176,6 +177,30 @@ def test_what_cannot_work_is_refused_by_name(name: str) -> None:
         check_recipe(recipe, ranks=recipe.trainer.devices)
     assert message in str(raised.value) and f"try: {hint}" in str(raised.value)
     assert "test_layout.py" in (raised.value.where or "")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message", "hint"),
+    [
+        (2, "data.global_batch_size = 8 is no multiple of data.micro_batch_size = 2 x 3 data-parallel ranks", "12"),
+        (0, "data.micro_batch_size is 0; it must be at least 1", None),
+    ],
+)
+def test_a_step_that_replicas_cannot_share(rows: int, message: str, hint: str | None) -> None:
+    recipe = gemma3_1b.pretrain_recipe(num_gpus_per_node=3)
+    recipe.data.seq_length, recipe.data.global_batch_size, recipe.data.micro_batch_size = 128, 8, rows
+    with pytest.raises(ConfigError) as raised:
+        check_recipe(recipe, ranks=3)
+    assert raised.value.message == message and "test_layout.py" in (raised.value.where or "")
+    assert raised.value.hint == (hint and f"data.global_batch_size={hint}")
+    check_validation(validation_of(recipe), ranks=3)  # which has no steps
+
+
+@pytest.mark.parametrize("name", ["sequence_parallel", "context_parallel_size", "virtual_pipeline_model_parallel_size"])
+def test_what_texts_are_not_generated_in(name: str) -> None:
+    strategy = MegatronStrategy(tensor_model_parallel_size=2, **{name: 2})
+    with pytest.raises(ConfigError, match=f"strategy.{name} = 2 is for training"):
+        check_generation(strategy, ranks=2)
 
 
 def test_processes_that_do_not_divide() -> None:
