@@ -193,11 +193,12 @@ def restore_training(folder: Path, chunks: list[GemmaModel], optimizer: Any, *, 
     Random states are one a rank: where another number of processes resumes, they start from the seed.
     """
     tensors = training_tensors(chunks, optimizer, adapters=adapters, loading=True)
-    if read_info(folder).world_size != dist.get_world_size():
+    info = read_info(folder)
+    if info.world_size != dist.get_world_size():
         del tensors["random"]
     loaded = load_tensors(folder, tensors)
     _fill(chunks, loaded["model"], adapters=adapters)
-    load_optimizer(optimizer, loaded["optimizer"])
+    load_optimizer(optimizer, loaded["optimizer"], info.step)
     if "random" in loaded:
         _set_random_state(loaded["random"])
 

@@ -27,6 +27,10 @@ def optimizer_tensors(optimizer: MegatronOptimizer, model: dict[str, Any], *, lo
     part = _only_part(optimizer)
     if loading:
         _begin(part)
+    shared = isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.AdamW)
+    if shared and not part.optimizer.state:
+        # Megatron reads a count of steps there, and a stage may have nothing that trains: adapters on others' layers.
+        part.optimizer.state["no parameter"] = {"step": torch.tensor(0.0)}
     state: dict[str, Any] = part.sharded_state_dict(model, is_loading=loading, metadata=_LAYOUT)
     if isinstance(part, DistributedOptimizer) and state["param_state"] is not None:
         masters = part.config.bf16
@@ -37,13 +41,16 @@ def optimizer_tensors(optimizer: MegatronOptimizer, model: dict[str, Any], *, lo
     return state
 
 
-def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
-    """Put back what `optimizer_tensors` described, after the model's weights are."""
+def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any], step: int) -> None:
+    """Put back what `optimizer_tensors` described, after the model's weights are; ``step`` is how many were taken.
+
+    The state tells as well, but of rank 0, which may have none that trains.
+    """
     part = _only_part(optimizer)
     inner = part.optimizer
     common = loaded.get("optimizer", loaded)  # in float32 Megatron does not nest it
     state = loaded["state"] if "state" in loaded else common.get("state", {})
-    step = int(state.pop("common_step", 0)) or int(common["param_groups"][0]["step"])
+    state.pop("common_step", None)
     if isinstance(part, DistributedOptimizer):
         own = part.state_dict()
         for group in own["optimizer"]["param_groups"]:
