@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 # Megatron-Core says when it is imported, in a line a module, that it does without Apex and Transformer Engine.
 warnings.filterwarnings("ignore", module=r"megatron\.")
+# torch 2.13 has new names for collectives that Megatron-Core calls by their old ones.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
 
 if TYPE_CHECKING:
     from gemma_models.api import export_checkpoint as export_checkpoint
