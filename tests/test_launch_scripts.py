@@ -140,7 +140,7 @@ class MyDataModule(MockData):
     path: str
     vocab_size: int = 256
     seq_length: int = 16
-    global_batch_size: int = 4
+    global_batch_size: int = 16
 """
 
 
