@@ -23,7 +23,7 @@ from typing import Any, Literal
 from gemma_models.architectures import GemmaConfig
 from gemma_models.layout import check_training
 from gemma_models.settings import AttentionCore, MegatronStrategy, Trainer
-from launcher.errors import ConfigError, nearest
+from launcher.errors import CheckpointError, ConfigError, LaunchError, nearest
 
 
 @dataclass(kw_only=True)
@@ -141,12 +141,18 @@ class AutoBridge:
         refuse_existing(output)
         between = output.with_name(f".{output.name}.megatron")
         self.save_megatron_model(model, between)
+        failure: list[tuple[str, str | None] | None] = [None]
         if dist.get_rank() == 0:
             try:
                 export_hf(between, output, None)
+            except LaunchError as error:
+                failure = [(error.message, error.hint)]
             finally:
                 shutil.rmtree(between)
-        dist.barrier()
+        dist.broadcast_object_list(failure)  # the others wait for it, and must hear how it went
+        if failure[0] is not None:
+            message, hint = failure[0]
+            raise CheckpointError(message, hint=hint)
         return output
 
     def save_megatron_model(self, model: list[Any], path: str | Path) -> Path:

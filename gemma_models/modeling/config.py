@@ -21,6 +21,8 @@ class GemmaTransformerConfig(TransformerConfig):
 
     gemma: GemmaConfig = None  # type: ignore[assignment] # fields after defaulted ones need a default
     kernels: Kernels = PLAIN
+    vocabulary_at_once: bool = False
+    """The vocabulary's gradient is added up with the loss: for a loop that differentiates the loss as it is."""
     recompute_layers: bool = False
 
 

@@ -121,7 +121,7 @@ class GemmaModel(GPTModel):
             reduce=not self.config.sequence_parallel,
             fuse=self.config.kernels.fused,
             # Megatron waits for a gradient of every weight; where the embedding is here too, that one comes.
-            at_once=self.config.kernels.fused and self.pre_process and hasattr(weight, "main_grad"),
+            at_once=self.config.vocabulary_at_once and self.pre_process and hasattr(weight, "main_grad"),
         )
 
 

@@ -146,6 +146,7 @@ class Stepper(Evaluator):
         self.config.grad_scale_func = optimizer.scale_loss
         no_sync = [chunk.no_sync for chunk in chunks]
         self.config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
+        self.config.vocabulary_at_once = self.config.kernels.fused
         self._adam = _adam_of(optimizer) if self.config.kernels.fused else None
         self._finalize = finalize_model_grads if self._adam is None else _summed
         self.config.finalize_model_grads_func = self._finalize

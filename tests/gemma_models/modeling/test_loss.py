@@ -61,3 +61,21 @@ def test_validation_takes_no_gradients(group: dist.ProcessGroup, monkeypatch: py
             hidden, weight, torch.zeros(3, dtype=torch.int64), torch.ones(3), cap=None, group=group, fuse=False
         )
     torch.testing.assert_close(total, 3 * torch.log(torch.tensor(6.0)))
+
+
+def test_the_vocabularys_gradient_is_added_up_at_once(group: dist.ProcessGroup) -> None:
+    draw = torch.Generator().manual_seed(2)
+    hidden = torch.randn(5, 4, generator=draw, requires_grad=True)
+    weight = torch.randn(6, 4, generator=draw, requires_grad=True)
+    labels, weights = torch.randint(0, 6, (5,), generator=draw), torch.rand(5, generator=draw)
+
+    def total(at_once: bool) -> torch.Tensor:
+        return loss.vocabulary_loss(hidden, weight, labels, weights, cap=None, group=group, fuse=False, at_once=at_once)
+
+    (wanted,) = torch.autograd.grad(total(False), weight)
+    weight.main_grad = torch.ones_like(weight)  # type: ignore[attr-defined]
+    total(True).backward()
+    assert weight.grad is None
+    torch.testing.assert_close(weight.main_grad, 1.0 + wanted)  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="for a loss as it is"):
+        (2 * total(True)).backward()
