@@ -161,7 +161,7 @@ class Conductor:
     def orphans(self) -> list[Job]:
         """What has not ended, as far as we know, and may go on in a place that can be asked."""
         for job in self._jobs:
-            job.status, job.detail, job.attempt = job.record.status, job.record.detail, max(1, job.record.attempts)
+            job.status, job.detail, job.attempt = job.record.status, job.record.detail, job.record.attempt
         return [job for job in self._jobs if not _over(job.status) and job.executor.outlives]
 
     def adopt(self) -> None:
@@ -261,6 +261,7 @@ class Conductor:
                 rank=None,
                 cause=f"started again by {job.executor.describe_place()}",
             )
+            job.attempt += 1  # a place may say that it runs again before it knows that it is the next attempt which does
         if job.status is Status.QUEUED and state.status not in (Status.QUEUED, Status.CANCELLED, Status.SKIPPED):
             job.attempt = max(job.attempt, state.attempt)
             self._write(job, "started", **_told(state), **({"attempt": job.attempt} if job.attempt > 1 else {}))

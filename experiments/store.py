@@ -140,6 +140,12 @@ class TaskRecord:
         started = [event for event in self.events() if event["event"] == "started"]
         return max([len(started), *(int(event.get("attempt", 0)) for event in started)])
 
+    @property
+    def attempt(self) -> int:
+        """The one it is in, or waits for."""
+        given_up = (int(event["attempt"]) for event in self.events() if event["event"] == "retrying")
+        return max(1, self.attempts, 1 + max(given_up, default=0))
+
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl so far."""
         return json_lines(self.files.metrics)[0]

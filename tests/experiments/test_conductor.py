@@ -21,6 +21,7 @@ from experiments.graph import needs_in
 from experiments.store import Store
 from launcher.errors import ConfigError, ExecutorError
 from launcher.worker import JobFiles
+from tests.labs.machine import until
 
 PATIENCE = 30.0
 SAMPLES = str(Path(sample_tasks.__file__).parent)
@@ -239,12 +240,13 @@ def held(tmp_path: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True)
     with os.fdopen(keep) as pipe:
         pipe.readline()
+    experiment = run.Experiment.from_title("held")
+    until(lambda: experiment.status()["held"] is Status.RUNNING, PATIENCE, "the task that holds")
     return process
 
 
 def test_another_terminal_ends_an_experiment(held: subprocess.Popen[str]) -> None:
     experiment = run.Experiment.from_title("held")
-    assert experiment.status()["held"] is Status.RUNNING
     assert set(experiment.cancel().values()) <= {Status.CANCELLED, Status.SKIPPED, Status.SUCCEEDED}
     assert (statuses(experiment)["held"], statuses(experiment)["after"]) == ("cancelled", "cancelled")
     _, said = held.communicate(timeout=PATIENCE)
@@ -490,3 +492,28 @@ def test_a_place_that_was_not_reached_yet_looks_after_nothing() -> None:
     owners = {event["event"]: event["owner"]["pid"] for event in Store().get(experiment.id).task().events()}
     assert owners["submitted"] == os.getpid()
     assert owners["started"] == 0
+
+
+class StartedAgain(run.LocalExecutor):
+    """A place that starts a task again by itself, and knows that it runs before it knows how often it was started."""
+
+    said: ClassVar[list[JobState]] = []
+
+    @property
+    def outlives(self) -> bool:
+        return True
+
+    def poll(self, handles: Sequence[Handle]) -> list[JobState]:
+        return [self.said.pop(0)] if self.said else super().poll(handles)
+
+
+def test_one_start_of_a_place_is_one_attempt() -> None:
+    waiting, running = JobState(status=Status.QUEUED), JobState(status=Status.RUNNING)
+    again = JobState(status=Status.RUNNING, attempt=2)
+    StartedAgain.said = [waiting, running, waiting, running, again, again]
+    with run.Experiment("again") as experiment:
+        experiment.add(run.Script(inline="true"), executor=StartedAgain(), name="a")
+        experiment.run(progress=False)
+    task = Store().get(experiment.id).task()
+    assert [event["event"] for event in task.events()] == ["queued", "started", "retrying", "started", "succeeded"]
+    assert (task.attempts, task.attempt) == (2, 2)

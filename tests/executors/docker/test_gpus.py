@@ -21,7 +21,7 @@ from experiments.store import Store
 from launcher.errors import ExecutorError
 from tests.labs.containers.lab import ContainerLab
 
-SHOW = run.Script(inline='echo "$NVIDIA_VISIBLE_DEVICES"; date +%s.%N; sleep 2; date +%s.%N')
+SHOW = run.Script(inline='echo "$NVIDIA_VISIBLE_DEVICES"; date +%s.%N; sleep 5; date +%s.%N')
 
 
 @pytest.fixture
