@@ -261,7 +261,7 @@ class Conductor:
                 rank=None,
                 cause=f"started again by {job.executor.describe_place()}",
             )
-            job.attempt += 1  # a place may say that it runs again before it knows that it is the next attempt which does
+            job.attempt += 1  # a place may say that it runs before it knows that this is the next attempt
         if job.status is Status.QUEUED and state.status not in (Status.QUEUED, Status.CANCELLED, Status.SKIPPED):
             job.attempt = max(job.attempt, state.attempt)
             self._write(job, "started", **_told(state), **({"attempt": job.attempt} if job.attempt > 1 else {}))

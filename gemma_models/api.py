@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from gemma_models.architectures import GemmaConfig
-from gemma_models.data import DataModule
-from gemma_models.layout import (
-    check_generate,
+from gemma_models.checks import (
     check_micro_batches,
     check_recipe,
     check_saving,
@@ -20,6 +18,8 @@ from gemma_models.layout import (
     check_training,
     check_validation,
 )
+from gemma_models.data import DataModule
+from gemma_models.layout import check_generate
 from gemma_models.settings import (
     CHECKPOINTS,
     SAVE_DIR,

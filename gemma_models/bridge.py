@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemma_models.architectures import GemmaConfig
-from gemma_models.layout import check_training
+from gemma_models.checks import check_training
 from gemma_models.settings import AttentionCore, MegatronStrategy, Trainer
 from launcher.errors import CheckpointError, ConfigError, LaunchError, nearest
 

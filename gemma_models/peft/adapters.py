@@ -10,7 +10,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 
-from gemma_models.layout import check_adapters
+from gemma_models.checks import check_adapters
 from gemma_models.peft.dora import DoRALinear
 from gemma_models.peft.lora import LoRALinear, splits_output
 from gemma_models.settings import DoRA, LoRA

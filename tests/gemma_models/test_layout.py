@@ -11,7 +11,8 @@ import pytest
 import launcher
 from gemma_models import gemma3_1b
 from gemma_models.architectures import ARCHITECTURES
-from gemma_models.layout import check_generation, check_recipe, check_training, check_validation, layers_of_chunks
+from gemma_models.checks import check_recipe, check_training, check_validation
+from gemma_models.layout import check_generation, layers_of_chunks
 from gemma_models.recipes.recipes import validation_of
 from gemma_models.settings import MegatronStrategy, Trainer
 from launcher.errors import ConfigError
