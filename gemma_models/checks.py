@@ -5,7 +5,7 @@ Only the former needs what a recipe is made with: a job has the settings themsel
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.layout import check_layout, check_sequence
@@ -15,6 +15,13 @@ from launcher.errors import ConfigError, LaunchError, RanksError
 
 if TYPE_CHECKING:
     from launcher.config import Partial
+
+# By their field for it, the value that stands for none, and one that stands for some.
+_VALIDATED: Final = (
+    ("validation_path", None, "FILE.jsonl"),
+    ("validation_split", None, "validation"),
+    ("validation_samples", 0, 8),
+)
 
 
 def check_recipe(recipe: Partial[Any], ranks: int) -> None:
@@ -27,15 +34,8 @@ def check_recipe(recipe: Partial[Any], ranks: int) -> None:
 
 def check_validation(recipe: Partial[Any], ranks: int) -> None:
     """The same for a recipe that only takes the validation loss: whatever its schedule, but not without data for it."""
-    from launcher.config import where
-
     _check_unbuilt(recipe, ranks, schedule=False)
-    if getattr(recipe.data, "validation_path", "") is None:
-        raise ConfigError(
-            "validation is asked for, and data.validation_path is not set",
-            where=where(recipe.data, "validation_path"),
-            hint="data.validation_path=FILE.jsonl",
-        )
+    _check_validated(recipe.data)
 
 
 def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
@@ -59,10 +59,21 @@ def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
             check_adapters(lora)
         if schedule:
             check_memory(model, trainer, lora)
+            if trainer.val_check_interval is not None:
+                _check_validated(recipe.data, ", or trainer.val_check_interval=None")
     except LaunchError as error:
         if error.where is None:
             error.where = _blame(recipe, error.message)
         raise
+
+
+def _check_validated(data: Any, otherwise: str = "") -> None:
+    """Raises ConfigError for a data module of ours that has nothing to validate on."""
+    for name, none, some in _VALIDATED:
+        if getattr(data, name, some) == none:
+            raise ConfigError(
+                f"validation is asked for, and data.{name} is {none!r}", hint=f"data.{name}={some}{otherwise}"
+            )
 
 
 def _blame(recipe: Partial[Any], message: str) -> str | None:
@@ -205,11 +216,25 @@ def check_profile(trainer: Trainer) -> None:
 
 def check_saving(log: Logger, trainer: Trainer) -> None:
     """Raises ConfigError where the best checkpoints are to be kept, and nothing says which these are."""
-    if log.ckpt.save_top_k and trainer.val_check_interval is None:
+    kept, saved, validated = log.ckpt.save_top_k, log.ckpt.every_n_train_steps, trainer.val_check_interval
+    if not kept:
+        return
+    best = f"log.ckpt.save_top_k = {kept} keeps the checkpoints of lowest validation loss, and"
+    if validated is None:
         raise ConfigError(
-            f"log.ckpt.save_top_k = {log.ckpt.save_top_k} keeps the checkpoints of lowest validation loss, and "
-            "trainer.val_check_interval is not set",
-            hint="trainer.val_check_interval=N, with log.ckpt.every_n_train_steps a multiple of it",
+            f"{best} trainer.val_check_interval is not set",
+            hint=f"trainer.val_check_interval={saved or 'N'}",
+        )
+    if saved is None:
+        raise ConfigError(
+            f"{best} log.ckpt.every_n_train_steps is not set: only the last step is saved",
+            hint=f"log.ckpt.every_n_train_steps={validated}",
+        )
+    if saved % validated and validated % saved:
+        raise ConfigError(
+            f"{best} of the steps that are saved, each log.ckpt.every_n_train_steps = {saved}, few are validated, each "
+            f"trainer.val_check_interval = {validated}",
+            hint=f"log.ckpt.every_n_train_steps={validated}",
         )
 
 

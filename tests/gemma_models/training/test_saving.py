@@ -101,7 +101,7 @@ def test_the_best_are_kept_beside_the_newest(tmp_path: Path) -> None:
     assert min(best) < 8  # and not merely the newest
 
 
-def test_the_best_of_what_is_never_validated(tmp_path: Path) -> None:
+def test_the_best_of_what_is_never_validated_or_rarely(tmp_path: Path) -> None:
     task = recipe(tmp_path, "run")
     task.log.ckpt.save_top_k = 1
     with pytest.raises(
@@ -109,6 +109,12 @@ def test_the_best_of_what_is_never_validated(tmp_path: Path) -> None:
     ) as raised:
         launcher.run(task, direct=True)
     assert raised.value.where is not None and "test_saving.py" in raised.value.where
+    task.trainer.val_check_interval = 2
+    with pytest.raises(ConfigError, match=r"every_n_train_steps is not set: only the last step is saved"):
+        launcher.run(task, direct=True)
+    task.log.ckpt.every_n_train_steps = 3
+    with pytest.raises(ConfigError, match=r"every_n_train_steps = 3, few are validated, each .*interval = 2"):
+        launcher.run(task, direct=True)
     task.log.ckpt.save_top_k = -1
     with pytest.raises(ConfigError, match=r"log.ckpt.save_top_k is -1; it must be at least 0"):
         launcher.run(task, direct=True)
