@@ -56,7 +56,7 @@ def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
             check_saving(build(recipe.log), trainer)
         lora = build(getattr(recipe, "peft", None))
         if isinstance(lora, LoRA):
-            check_adapters(lora)
+            check_adapters(lora, trainer.strategy.tensor_model_parallel_size)
         if schedule:
             check_memory(model, trainer, lora)
             if trainer.val_check_interval is not None:
@@ -238,11 +238,20 @@ def check_saving(log: Logger, trainer: Trainer) -> None:
         )
 
 
-def check_adapters(lora: LoRA) -> None:
-    """Raises ConfigError for numbers that no adapter can have; which layers are named, only the model knows."""
+def check_adapters(lora: LoRA, tensor_parallel: int) -> None:
+    """Raises ConfigError for numbers that no adapter can have, or not on so many tensor-parallel ranks.
+
+    Which layers there are to be named, only the model knows.
+    """
     if lora.dim < 1:
         raise ConfigError(f"peft.dim is {lora.dim}; the rank of an adapter is at least 1")
     if not 0.0 <= lora.dropout < 1.0:
         raise ConfigError(f"peft.dropout is {lora.dropout}; it must be at least 0 and below 1")
+    if lora.dim % tensor_parallel:
+        raise ConfigError(
+            f"peft.dim = {lora.dim} is not a multiple of trainer.strategy.tensor_model_parallel_size = "
+            f"{tensor_parallel}",
+            hint=f"peft.dim={-(-lora.dim // tensor_parallel) * tensor_parallel}",
+        )
     if not lora.target_modules:
         raise ConfigError("peft.target_modules is empty", hint="peft=None trains the whole model")

@@ -73,5 +73,9 @@ def _existing(text: str) -> Path:
     if not folder.is_dir():
         # It reads like a model of the hub: google/gemma-3-1b-pt.
         named = re.fullmatch(r"[\w-]+/[\w.-]*gemma[\w.-]*", text) is not None
-        raise CheckpointError(f"the checkpoint folder {text!r} does not exist", hint=f"hf://{text}" if named else None)
+        example = text if named else "google/gemma-3-1b-pt"
+        raise CheckpointError(
+            f"the checkpoint folder {text!r} does not exist",
+            hint=f"hf://{example}, nemo://{example} for what was imported, or a folder",
+        )
     return folder

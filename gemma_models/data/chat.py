@@ -19,7 +19,7 @@ from typing import Any
 
 from launcher.errors import DataError
 
-START, END = "<start_of_turn>", "<end_of_turn>"
+BOS, START, END = "<bos>", "<start_of_turn>", "<end_of_turn>"
 
 # The same format for tools that read it from a tokenizer's files. They parse control tokens in a message; we do not.
 CHAT_TEMPLATE = """\
@@ -53,9 +53,9 @@ def encode_chat(tokenizer: Any, messages: Sequence[tuple[str, str]], *, respond:
     left out: nothing is predicted from it. With `respond` the tokens end where the model's next turn begins.
     Raises DataError for other roles or orders, an empty text, or a tokenizer without Gemma's turn tokens.
     """
-    start, end = _control(tokenizer, START), _control(tokenizer, END)
+    start, end = control_token(tokenizer, START), control_token(tokenizer, END)
     line_end = encode_text(tokenizer, "\n")
-    tokens: list[int] = [_control(tokenizer, "<bos>")]
+    tokens: list[int] = [control_token(tokenizer, BOS)]
     learned = [False]
 
     def add(ids: list[int], learn: bool = False) -> None:
@@ -114,7 +114,8 @@ def _turns(messages: Sequence[tuple[str, str]], respond: bool) -> list[tuple[str
     return turns
 
 
-def _control(tokenizer: Any, token: str) -> int:
+def control_token(tokenizer: Any, token: str) -> int:
+    """The id of a control token, by its text. Raises DataError for a tokenizer without it."""
     found = tokenizer.convert_tokens_to_ids(token)
     if not isinstance(found, int) or found == tokenizer.unk_token_id:
         raise DataError(

@@ -89,7 +89,7 @@ class HuggingFaceData(ConversationData):
         except DataError:
             raise
         except Exception as error:  # of a dozen libraries: of the Hub, the network, pyarrow, the disk
-            raise DataError(f"{self.path}[{split}] cannot be read: {_said(error)}") from error
+            raise DataError(f"data.path = {self.path}[{split}] cannot be read: {_said(error)}") from error
 
 
 def _said(error: Exception) -> str:

@@ -90,7 +90,8 @@ class IndexedData:
             if not part.count:
                 raise DataError(
                     f"{part.prefix} has {part.total} tokens for {split}, and a sequence needs {self.seq_length + 1}",
-                    hint=f"another data.split than {self.split!r}, or a smaller data.seq_length",
+                    hint=f"another data.split than {self.split!r}, a smaller data.seq_length"
+                    + (", or trainer.val_check_interval=None" if split == "validation" else ""),
                 )
         return parts, self._weights or [float(part.total) for part in parts]
 

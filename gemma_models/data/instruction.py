@@ -36,7 +36,8 @@ class InstructionData(ConversationData):
         path = self.train_path if split == "train" else self.validation_path
         if path is None:
             return None
-        return ((f"{path}:{line}", messages) for line, messages in read_conversations(path))
+        read = read_conversations(path, f"data.{split}_path =")
+        return ((f"{path}:{line}", messages) for line, messages in read)
 
     def missing(self, split: Split) -> DataError:
         if split == "train":
@@ -47,12 +48,12 @@ class InstructionData(ConversationData):
         )
 
 
-def read_conversations(path: str | Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+def read_conversations(path: str | Path, called: str = "the data file") -> Iterator[tuple[int, list[tuple[str, str]]]]:
     """(line number, [(role, text), ...]) of each example in the file. Raises DataError with file and line."""
     try:
         content = _locate(path).read_bytes()
     except (OSError, ModuleNotFoundError, ValueError) as error:
-        raise DataError(f"the data file {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(f"{called} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     found = False
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():

@@ -23,6 +23,7 @@ from gemma_models.data.indexed_files import write_index
 from launcher.errors import DataError
 
 PART: Final = 1 << 20  # bytes of lines that a process is given at once
+SUFFIXES: Final = (".bin", ".idx")
 AHEAD: Final = 4  # parts a process that are read before they are wanted: what bounds the memory
 
 
@@ -48,7 +49,12 @@ class Part:
 
 def preprocess_files(sources: Sequence[Path], output: Path, how: How, workers: int) -> Path:
     """See `gemma_models.api.preprocess`."""
-    targets = [output.with_name(output.name + suffix) for suffix in (".bin", ".idx")]
+    for asked, token in (("add_bos", "bos_token"), ("add_eos", "eos_token")):
+        if getattr(how, asked) and getattr(how.tokenizer, token) is None:
+            raise DataError(f"{asked} is set, and the tokenizer has no {token}", hint=f"{asked}=false")
+    if output.suffix in SUFFIXES:  # as they are named where they are read
+        output = output.with_suffix("")
+    targets = [output.with_name(output.name + suffix) for suffix in SUFFIXES]
     for path in targets:
         if path.exists():
             raise DataError(f"{path} exists", hint="another output, or remove it")

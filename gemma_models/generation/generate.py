@@ -9,7 +9,7 @@ from typing import Literal
 
 from gemma_models.conversion.assets import end_tokens, load_tokenizer
 from gemma_models.conversion.sources import checkpoint_folder
-from gemma_models.data.chat import END, encode_prompt, encode_text
+from gemma_models.data.chat import BOS, END, control_token, encode_prompt, encode_text
 from gemma_models.generation.decode import decode
 from gemma_models.generation.sampling import Sampling
 from gemma_models.layout import check_generation, check_layout
@@ -39,10 +39,10 @@ def generate_texts(
     tokenizer = load_tokenizer(assets_in(folder))
     ids = end_tokens(assets_in(folder))
     if chat:
-        ids.add(tokenizer.convert_tokens_to_ids(END))
+        ids.add(control_token(tokenizer, END))
         encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     else:
-        encoded = [[tokenizer.bos_token_id, *encode_text(tokenizer, prompt)] for prompt in prompts]
+        encoded = [[control_token(tokenizer, BOS), *encode_text(tokenizer, prompt)] for prompt in prompts]
     # A token is a byte at least; some more, as a text is not always cut where its tokens are.
     reach = max((len(text.encode()) for text in stop), default=0) + 4
 

@@ -23,14 +23,7 @@ def apply_adapters(chunks: Sequence[torch.nn.Module], peft: LoRA) -> None:
 
     Raises ConfigError where a target matches nothing, or where the adapter cannot be split as the layer is.
     """
-    check_adapters(peft)
-    tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
-    if peft.dim % tensor_parallel:
-        raise ConfigError(
-            f"peft.dim = {peft.dim} is not a multiple of trainer.strategy.tensor_model_parallel_size = "
-            f"{tensor_parallel}",
-            hint=f"peft.dim={-(-peft.dim // tensor_parallel) * tensor_parallel}",
-        )
+    check_adapters(peft, parallel_state.get_tensor_model_parallel_world_size())
     kind = DoRALinear if isinstance(peft, DoRA) else LoRALinear
     matched, kinds = set[str](), set[str]()
     for chunk in chunks:

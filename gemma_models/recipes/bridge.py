@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gemma_models.data import IndexedData
 from gemma_models.recipes.aliases import ARGUMENTS
@@ -66,6 +66,8 @@ def _finetune(recipes: Recipes, scheme: Peft) -> Callable[..., Partial[Any]]:
         num_gpus_per_node: int | None = None,
         **values: Any,
     ) -> Partial[Any]:
+        if peft is not None and peft not in get_args(Peft):
+            raise ConfigError(f"peft is {peft!r}", hint=" or ".join(f"peft={each!r}" for each in get_args(Peft)))
         recipe = recipes.finetune_recipe(name, dir, num_nodes, num_gpus_per_node, peft, packed_sequence)
         if pretrained_checkpoint is not None:
             recipe.resume.restore_config.path = pretrained_checkpoint

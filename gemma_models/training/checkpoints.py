@@ -42,7 +42,8 @@ _Read = TypeVar("_Read")
 @dataclass(kw_only=True)
 class CheckpointInfo:
     """What checkpoint.json says. ``base`` is the checkpoint that ``lora``'s adapters stand on; ``run`` whose training
-    it is; ``val_loss`` the validation loss of its step, in nats a token, where it was taken.
+    it is; ``val_loss`` the validation loss of its step, in nats a token, where it was taken; ``global_batch_size`` the
+    samples of a step, where the data said so.
 
     ``files`` holds the size in bytes of each file in weights/, by which a damaged copy is known before it is read.
     """
@@ -54,6 +55,7 @@ class CheckpointInfo:
     lora: LoRA | None = None
     base: str | None = None
     run: str | None = None
+    global_batch_size: int | None = None
     world_size: int = 1
     files: dict[str, int] = field(default_factory=dict)
 

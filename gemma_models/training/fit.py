@@ -60,7 +60,9 @@ def fit(
         data.validation_batches(dp_rank=0, dp_size=1)  # missing data is an error now, and not when the model is loaded
     folder = log.folder().absolute() / "checkpoints"  # a result is read from other folders, too
     newest = find_resume(folder, resume)
-    start = 0 if newest is None else check_same_run(newest, gemma, lora, trainer.precision, resume).step
+    before = None if newest is None else check_same_run(newest, gemma, lora, trainer.precision, resume)
+    start = 0 if before is None else before.step
+    samples = getattr(data, "global_batch_size", None)  # of a step
 
     def show() -> list[Board]:
         parts = {"model": gemma, "data": data, "trainer": trainer, "optim": optim, "peft": lora}
@@ -78,12 +80,15 @@ def fit(
         if newest is not None:
             restore_training(newest, chunks, optimizer, adapters=lora is not None)
             scheduler.step(increment=start)
+            if dist.get_rank() == 0:
+                _say_other_batches(before, samples)
         info = CheckpointInfo(
             gemma=gemma,
             precision=trainer.precision,
             lora=lora,
             base=base_path(resume) if lora else None,
             run=run_id(),
+            global_batch_size=samples,
             world_size=dist.get_world_size(),
         )
         loop = Loop(
@@ -108,6 +113,17 @@ def fit(
             loss=loop.loss,
             val_loss=loop.val_loss,
             checkpoint=str(list(steps(folder).values())[-1]),
+        )
+
+
+def _say_other_batches(before: CheckpointInfo, samples: int | None) -> None:
+    """A step begins with sample step * global_batch_size, so that another size leaves some out, or takes some twice."""
+    then = before.global_batch_size
+    if None not in (samples, then) and samples != then:
+        print(
+            f"data.global_batch_size is {samples}, and was {then} up to step {before.step}: of the order of samples, "
+            f"{before.step * then:,} were taken, and the run goes on with number {before.step * samples:,}",
+            file=sys.stderr,
         )
 
 

@@ -106,7 +106,10 @@ def assets_of(resume: AutoResume) -> Path | None:
     """The folder with the tokenizer and config.json that travel with the weights a run starts from."""
     if resume.restore_config is None:
         return None
-    return assets_in(checkpoint_folder(resume.restore_config.path))
+    try:
+        return assets_in(checkpoint_folder(resume.restore_config.path))
+    except CheckpointError as error:
+        raise CheckpointError(f"resume.restore_config.path: {error.message}", hint=error.hint) from error
 
 
 def architecture_in(folder: Path) -> GemmaConfig:
@@ -142,6 +145,13 @@ def load_trained(
         gemma, lora = info.gemma, info.lora
         weights = folder if lora is None else base or base_of(folder, info)
     strategy = strategy or MegatronStrategy()
+    tensor_parallel = strategy.tensor_model_parallel_size
+    if lora is not None and lora.dim % tensor_parallel:
+        raise CheckpointError(
+            f"{folder} holds adapters of rank {lora.dim}, which tensor_model_parallel_size = {tensor_parallel} does "
+            "not divide",
+            hint="a size that does, or export it first: gemma_models.export_checkpoint(source, output) merges them",
+        )
     config = transformer_config(
         expected or gemma, strategy, precision=precision, accelerator=accelerator, random_weights=False
     )

@@ -16,7 +16,7 @@ import click
 
 from launcher.cli.usage import UsageError
 from launcher.cli.workspace import Workspace, load, shown
-from launcher.errors import LaunchError
+from launcher.errors import LaunchError, OverrideError
 from launcher.places import called
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def launch(entrypoint: str, function: str, options: Options) -> None:
         click.echo(f"workspace {shown(workspace.file)}", err=True)
     own = tuple(text for text in options.overrides if text.startswith(_EXECUTOR))
     task, title, source = _task(entrypoint, function, options, workspace)
+    _refuse_arguments(task, entrypoint, options, workspace)
     apply(task, [text for text in options.overrides if text not in own], values(workspace), aliases=meaning)
     if options.to_yaml is not None:
         _write_yaml(task, options)
@@ -219,6 +220,24 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LaunchError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _refuse_arguments(task: Any, entrypoint: str, options: Options, workspace: Workspace) -> None:
+    """Raises OverrideError for one that names an argument of the recipe's function, and nothing in the recipe."""
+    from launcher.cli.recipes import arguments_of
+    from launcher.tree import has
+
+    if options.factory is None:
+        return
+    known = arguments_of(entrypoint, options.factory, workspace)
+    for text in options.overrides:
+        name, equals, value = text.partition("=")
+        if equals and name in known and not has(task, name):
+            recipe = options.factory.partition("(")[0]
+            raise OverrideError(
+                f"{name} is an argument of {recipe}, and no value in the recipe that it makes",
+                hint="--factory " + shlex.quote(f"{recipe}({name}={value})"),
+            )
 
 
 def _write_yaml(task: Any, options: Options) -> None:

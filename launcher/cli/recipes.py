@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -65,6 +66,13 @@ def build_recipe(entrypoint: str, text: str, workspace: Workspace) -> tuple[Any,
     return made_for(entrypoint, task, f"--factory {shlex.quote(text)}", known[name]), name, known[name]
 
 
+def arguments_of(entrypoint: str, text: str, workspace: Workspace) -> list[str]:
+    """The names in the brackets that the recipe which `text` names may have."""
+    name = called_name(text, "--factory NAME")
+    own = workspace.recipes.get(name)
+    return list(inspect.signature(own.make if own else _method(listed(entrypoint, workspace)[name])).parameters)
+
+
 def build_executor(text: str, workspace: Workspace) -> Executor:
     """The executor of one's own that `text` names. Raises ConfigError."""
     from executors.base import Executor
@@ -90,15 +98,21 @@ def values(workspace: Workspace) -> dict[str, Any]:
 
 def _built_in(text: str, name: str, defined: str) -> Any:
     """A recipe whose values were set by no line of the user's: they show its name instead."""
-    import gemma_models
     from launcher.lazy_fiddle import history
 
-    _, recipes, method = defined.split(".")
-    make = getattr(getattr(gemma_models, recipes), method)
+    make = _method(defined)
     given = typed_arguments(text, make)
     place = history.Location(f"recipe {name}", 0, None)
     with history.custom_location(lambda: place):
         return make(**given)
+
+
+def _method(defined: str) -> Any:
+    """What makes a built-in recipe: "gemma_models.gemma3_1b.finetune_recipe"."""
+    import gemma_models
+
+    _, recipes, method = defined.split(".")
+    return getattr(getattr(gemma_models, recipes), method)
 
 
 def _call(text: str, named: Named, workspace: Workspace) -> Any:

@@ -45,7 +45,7 @@ def test_a_loop_of_ones_own(source: Path, tmp_path: Path) -> None:
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "trained", attn_implementation="eager")
     for name, parameter in trained.state_dict().items():
         torch.testing.assert_close(parameter, model.state_dict()[name], atol=1e-4, rtol=1e-3)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "launcher_home") == ["trained"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "launcher_home") == ["taken", "trained"]
 
 
 def test_values_that_cannot_be(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,10 @@ def test_an_adapter_that_cannot_be_is_found_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match=r"peft\.dim is 0; the rank of an adapter is at least 1") as caught:
         check_recipe(recipe, ranks=1)
     assert "test_checks.py" in (caught.value.where or "")
+    recipe.peft.dim, recipe.trainer.devices, recipe.trainer.strategy.tensor_model_parallel_size = 7, 2, 2
+    with pytest.raises(ConfigError, match=r"peft\.dim = 7 is not a multiple of .*parallel_size = 2") as caught:
+        check_recipe(recipe, ranks=2)
+    assert caught.value.hint == "peft.dim=8"
 
 
 @pytest.mark.parametrize(

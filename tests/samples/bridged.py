@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemma_models import AutoBridge
 
 
 def loop(source: Path, output: Path) -> list[float]:
@@ -34,4 +38,29 @@ def loop(source: Path, output: Path) -> list[float]:
             for parameter in model.parameters():
                 parameter -= 1e-3 * parameter.main_grad
     bridge.save_hf_pretrained([model], output)
+    assert refusals(bridge, model, output.with_name("taken")) == 2
     return losses
+
+
+def refusals(bridge: AutoBridge, model: Any, output: Path) -> int:
+    """How many ranks hear of it when the first one finds, at the very end, that it cannot write."""
+    import torch.distributed as dist
+
+    from gemma_models.conversion import checkpoints
+    from launcher.errors import CheckpointError
+
+    export = checkpoints.export_hf
+
+    def taken(*arguments: Any) -> Path:
+        output.mkdir()
+        return export(*arguments)
+
+    checkpoints.export_hf = taken
+    said = [""] * dist.get_world_size()
+    try:
+        bridge.save_hf_pretrained([model], output)
+    except CheckpointError as error:
+        dist.all_gather_object(said, error.message)
+    finally:
+        checkpoints.export_hf = export
+    return sum(f"{output} exists" in text for text in said)

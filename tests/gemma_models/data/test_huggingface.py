@@ -125,7 +125,7 @@ def test_what_cannot_be_read_is_named(
     file.write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError) as caught:
         HuggingFaceData(**{"path": file, "seq_length": 64} | changed).setup(letters())
-    assert caught.value.message.startswith(f"{file}[")
+    assert caught.value.message.removeprefix("data.path = ").startswith(f"{file}[")
     assert said in caught.value.message
     assert (caught.value.hint or "").startswith(hint or "")
 
@@ -164,5 +164,5 @@ def test_offline_a_name_that_is_not_here_is_an_error_and_not_a_download(tmp_path
         check=False,
         timeout=60,
     )
-    assert "error: ours/unheard-of[train] cannot be read: " in done.stderr
+    assert "error: data.path = ours/unheard-of[train] cannot be read: " in done.stderr
     assert "offline" in done.stderr.lower()

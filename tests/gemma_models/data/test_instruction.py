@@ -110,7 +110,7 @@ def test_a_file_that_cannot_be_read_is_named(gemma_tokenizer: Any, tmp_path: Pat
     for path, why in unreadable:
         with pytest.raises(DataError) as caught:
             ready(gemma_tokenizer, path)
-        assert caught.value.message == f"the data file {path} cannot be read: {why}"
+        assert caught.value.message == f"data.train_path = {path} cannot be read: {why}"
 
 
 def test_a_bad_validation_file_is_found_before_training(gemma_tokenizer: Any, tmp_path: Path) -> None:

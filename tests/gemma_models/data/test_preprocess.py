@@ -74,6 +74,8 @@ def test_the_files_are_those_that_megatron_writes(tmp_path: Path, tokenizer: Pat
 def test_a_text_is_data_and_its_ends_are_chosen(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"body": "a<eos>b<start_of_turn>"}) + "\n")
     output = preprocess(str(tmp_path / "a.jsonl"), tmp_path / "out", tokenizer, "body", add_bos=False, add_eos=False)
+    assert preprocess(str(tmp_path / "a.jsonl"), tmp_path / "as_read.bin", tokenizer, "body") == tmp_path / "as_read"
+    assert sorted(path.name for path in tmp_path.glob("as_read*")) == ["as_read.bin", "as_read.idx"]
     [document] = documents(output)
     assert not {EOS, 4} & set(document)
     assert letters().decode(document).startswith("a")
@@ -118,3 +120,9 @@ def test_nothing_is_overwritten_and_nothing_is_missed(tmp_path: Path, tokenizer:
         preprocess(str(tmp_path / "a.txt"), tmp_path / "new", tmp_path, workers=1)
     with pytest.raises(DataError, match="cannot be written"):
         preprocess(str(tmp_path / "a.txt"), tmp_path / "a.txt" / "new", tokenizer)
+    without_end = letters()
+    without_end.eos_token = None
+    without_end.save_pretrained(tmp_path / "without_end")
+    with pytest.raises(DataError, match="add_eos is set, and the tokenizer has no eos_token") as caught:
+        preprocess(str(tmp_path / "a.txt"), tmp_path / "new", tmp_path / "without_end", workers=1)
+    assert caught.value.hint == "add_eos=false"

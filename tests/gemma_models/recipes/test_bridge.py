@@ -109,7 +109,7 @@ def test_what_a_function_does_not_take_is_refused() -> None:
     ) as raised:
         gemma_models.gemma3_1b_sft_config(train_iter=5)
     assert "'train_iters'" in str(raised.value) or "'eval_iters'" in str(raised.value)
-    with pytest.raises(ConfigError, match="peft_scheme is 'qlora'"):
+    with pytest.raises(ConfigError, match=r"^peft is 'qlora'\n  try: peft='lora' or peft='dora'"):
         gemma_models.gemma3_1b_peft_config(peft="qlora")
 
 

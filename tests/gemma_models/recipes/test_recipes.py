@@ -104,7 +104,8 @@ def test_a_recipe_can_run_on_its_own_gpus(name: str) -> None:
     """Its layout is one, its batch can be shared out, and what a GPU of 80 GB holds before activations leaves room."""
     recipe = EVERY[name]()
     if "finetune" in name:
-        recipe.data.train_path, recipe.resume.restore_config.path = "examples.jsonl", "weights"
+        recipe.data.train_path = recipe.data.validation_path = "examples.jsonl"
+        recipe.resume.restore_config.path = "weights"
     check_task(recipe, recipe.trainer.num_nodes * recipe.trainer.devices)
     strategy = recipe.trainer.strategy
     model_parallel = strategy.tensor_model_parallel_size * strategy.pipeline_model_parallel_size

@@ -235,9 +235,23 @@ def test_a_tokenizers_folder_may_hold_another_models_config(
 
 
 def test_a_name_of_the_hub_is_no_folder_and_says_how_to_write_it() -> None:
+    hint = "hf://google/gemma-3-1b-pt, nemo://google/gemma-3-1b-pt for what was imported, or a folder"
     with pytest.raises(CheckpointError, match="does not exist") as raised:
         checkpoint_folder("google/gemma-3-1b-pt")
-    assert raised.value.hint == "hf://google/gemma-3-1b-pt"
+    assert raised.value.hint == hint
     with pytest.raises(CheckpointError, match="does not exist") as raised:
         checkpoint_folder("runs/tiny")
-    assert raised.value.hint is None
+    assert raised.value.hint == hint
+
+
+def test_another_batch_size_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    launcher.run(recipe(tmp_path, "run", steps=3), direct=True)
+    more = recipe(tmp_path, "run", steps=4, resume=True)
+    launcher.run(more, direct=True)
+    assert "global_batch_size" not in capfd.readouterr().err
+    more.trainer.max_steps, more.data.global_batch_size = 5, 8
+    launcher.run(more, direct=True)
+    said = (
+        "data.global_batch_size is 8, and was 4 up to step 4: of the order of samples, 16 were taken, and the run goes "
+    )
+    assert said + "on with number 32" in capfd.readouterr().err

@@ -60,7 +60,7 @@ USAGE = {
 ERRORS = {
     "env-that-cannot-work": "env --factory gemma2_2b --executor wrong --workspace tuned.py",
     "environment-that-cannot-work": "finetune --factory gemma2_2b --executor wrong --workspace tuned.py "
-    "data.train_path=here resume.restore_config.path=there",
+    "data.train_path=here data.validation_path=here resume.restore_config.path=there",
     "unknown-gpu": "env --factory gemma2_2b --gpu h10",
     "recipe-of-a-workspace-elsewhere": "train --factory mine",
     "unknown-recipe": "finetune --factory gemma3_270",
@@ -73,6 +73,7 @@ ERRORS = {
     "recipe-that-raises": "train --factory broken --workspace mine.py",
     "recipe-argument-unknown": "finetune --factory 'gemma3_1b(num_gpus=8)'",
     "recipe-argument-of-a-wrong-type": "finetune --factory 'gemma3_1b(num_nodes=two)'",
+    "recipe-argument-as-an-override": "finetune --factory gemma3_1b peft_scheme=dora",
     "recipe-argument-out-of-range": "finetune --factory 'gemma3_1b(peft_scheme=qlora)'",
     "recipe-that-is-code": """finetune --factory '__import__("os").system("true")'""",
     "recipe-argument-that-is-code": "finetune --factory 'gemma3_1b(num_nodes=1+1)'",
