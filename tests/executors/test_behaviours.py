@@ -194,10 +194,10 @@ def test_want_of_memory_is_told_from_a_kill(ended: Ended) -> None:
     assert ended.failure.rank == 0 and ended.failure.cause.startswith("killed for want of memory")
 
 
-@runs(called(anywhere.hang, 1), ntasks_per_node=3, step_timeout=0.05)
+@runs(called(anywhere.hang, 1), ntasks_per_node=3, step_timeout=0.15)
 def test_the_rank_that_hangs_is_named(ended: Ended) -> None:
     assert ended.failure.rank == 1
-    assert ended.failure.cause.startswith("no step in 3 seconds: rank 1 at ")
+    assert ended.failure.cause.startswith("no step in 9 seconds: rank 1 at ")
 
 
 # It is tried again.

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -102,12 +101,13 @@ def test_ranks_that_end_well_because_they_are_asked_to_were_not_done(
     container_lab: ContainerLab, tmp_path: Path
 ) -> None:
     with run.Experiment("stopped") as experiment:
-        task = run.Script(inline="trap 'exit 0' TERM; sleep 30 & wait")
+        task = run.Script(inline="trap 'exit 0' TERM; echo ready; sleep 30 & wait")
         experiment.add(task, executor=box(container_lab, tmp_path), name="t")
         with ThreadPoolExecutor(1) as pool:
             ran = pool.submit(experiment.run, progress=False)
             until(lambda: "running" in ask("list"), 30, "its start")
-            time.sleep(1)  # until the trap is set
+            said = Store().find(experiment.id).folder / "t" / "rank_0.out"
+            until(lambda: said.exists() and "ready" in said.read_text(), 30, "its trap")
             container_lab.command("stop", f"t.{experiment.id}.0")
             error = ran.exception()
     assert isinstance(error, run.ExperimentFailed)

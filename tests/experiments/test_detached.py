@@ -17,6 +17,7 @@ from executors.base import Status
 from experiments import detached
 from experiments.store import Store
 from launcher.errors import ExecutorError
+from tests.labs.machine import until
 
 SAMPLES = str(Path(sample_tasks.__file__).parent)
 LAUNCH = """
@@ -55,7 +56,7 @@ def test_it_survives_its_launcher_and_its_terminal(tmp_path: Path, launcher_home
     with os.fdopen(keep) as pipe:
         held, _ = (int(pid) for pid in pipe.readline().split())
     experiment = run.Experiment.from_id(experiment_id)
-    assert experiment.status()["hold"] is Status.RUNNING
+    until(lambda: experiment.status()["hold"] is Status.RUNNING, 30, "its start")
     secrets = launcher_home / "experiments" / experiment_id / "compute" / "secrets.json"
     while not (status := experiment.status()["compute"]).final:
         continue
