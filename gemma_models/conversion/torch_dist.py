@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 Read = Callable[[str], torch.Tensor]
@@ -62,6 +61,8 @@ def write_tensors(folder: Path, shapes: Mapping[str, torch.Size], dtype: torch.d
 
     That one takes all tensors at once, and copies them.
     """
+    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config  # reading needs no Megatron
+
     plan = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
     # A file a tensor: the writer lets go of what it has written when it closes the file.
     writer = dcp.FileSystemWriter(folder, single_file_per_rank=False, per_thread_copy_ahead=0)

@@ -1,0 +1,1 @@
+import gemma_models.megatron  # noqa: F401  # before anything imports Megatron itself
