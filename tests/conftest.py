@@ -22,6 +22,35 @@ from tests.labs.fixtures import (  # noqa: F401
     sshd,
 )
 
+# Files that take a minute and more begin first, so that no process is left with one when the others have ended.
+LONG = (
+    "gemma_models/training/test_layouts.py",
+    "experiments/test_cluster_training.py",
+    "test_docs.py",
+    "executors/test_behaviours_under_way.py",
+    "executors/slurm/test_queue.py",
+    "test_readme.py",
+    "experiments/test_container_training.py",
+    "gemma_models/demo/test_learning.py",
+    "gemma_models/training/test_stop.py",
+    "experiments/test_cluster.py",
+    "gemma_models/training/test_restore.py",
+    "experiments/test_containers.py",
+    "executors/slurm/test_submission.py",
+    "executors/test_behaviours.py",
+    "executors/docker/test_reach.py",
+    "labs/slurm/test_lab.py",
+    "experiments/test_cluster_faults.py",
+    "gemma_models/modeling/test_parity.py",
+    "test_launch_scripts.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    places = {here / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
 
 @pytest.fixture(autouse=True)
 def launcher_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
