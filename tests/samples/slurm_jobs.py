@@ -19,7 +19,9 @@ class SlurmJob:
 
     def __init__(self, lab: SlurmLab, scratch: Path, task: Any, job_dir: str = "", **settings: Any) -> None:
         self.lab = lab
-        self.tunnel = SSHTunnel("lab", ssh_config=lab.sshd.ssh_config(), job_dir=job_dir or lab.job_dir)
+        # Apart from the launcher's own: its worker is all that lies there of our packages.
+        place = job_dir or f"{lab.job_dir}/by_hand"
+        self.tunnel = SSHTunnel("lab", ssh_config=lab.sshd.ssh_config(), job_dir=place)
         given = {"account": "proj-a", "python": lab.python, "mem": "1G", **settings}
         self.plan = make_plan(SlurmExecutor(tunnel=self.tunnel, **given), scratch, task)
         assert self.plan.remote is not None
