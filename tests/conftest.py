@@ -22,24 +22,25 @@ from tests.labs.fixtures import (  # noqa: F401
     sshd,
 )
 
-# Files that take a minute and more begin first, so that no process is left with one when the others have ended.
+# Files that take a minute and more begin first, so that no process is left with one when the others have ended. Those
+# that compute take turns with those that wait for a lab.
 LONG = (
     "gemma_models/training/test_layouts.py",
-    "experiments/test_cluster_training.py",
-    "test_docs.py",
     "executors/test_behaviours_under_way.py",
     "executors/slurm/test_queue.py",
-    "test_readme.py",
-    "experiments/test_container_training.py",
-    "gemma_models/demo/test_learning.py",
-    "gemma_models/training/test_stop.py",
+    "experiments/test_cluster_training.py",
     "experiments/test_cluster.py",
-    "gemma_models/training/test_restore.py",
+    "test_docs.py",
     "experiments/test_containers.py",
+    "experiments/test_container_training.py",
     "executors/slurm/test_submission.py",
+    "gemma_models/demo/test_learning.py",
     "executors/test_behaviours.py",
+    "test_readme.py",
     "executors/docker/test_reach.py",
+    "gemma_models/training/test_stop.py",
     "labs/slurm/test_lab.py",
+    "gemma_models/training/test_restore.py",
     "experiments/test_cluster_faults.py",
     "gemma_models/modeling/test_parity.py",
     "test_launch_scripts.py",
