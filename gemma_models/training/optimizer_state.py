@@ -32,12 +32,17 @@ def optimizer_tensors(optimizer: MegatronOptimizer, model: dict[str, Any], *, lo
         # Megatron reads a count of steps there, and a stage may have nothing that trains: adapters on others' layers.
         part.optimizer.state["no parameter"] = {"step": torch.tensor(0.0)}
     state: dict[str, Any] = part.sharded_state_dict(model, is_loading=loading, metadata=_LAYOUT)
-    if isinstance(part, DistributedOptimizer) and state["param_state"] is not None:
+    if not isinstance(part, DistributedOptimizer):
+        return state
+    if state["param_state"] is not None:
         masters = part.config.bf16
         state["param_state"] = {
             number: {name: _named(tensor) for name, tensor in tensors.items() if name != "param" or masters}
             for number, tensors in state["param_state"].items()
         }
+    elif not loading:
+        # None, where the first rank writes it all: Megatron warns of what is not sharded and not the same on all ranks.
+        del state["param_state"]
     return state
 
 
