@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from gemma_models.architectures import GemmaConfig
 from gemma_models.checks import (
+    check_dropout,
     check_micro_batches,
     check_recipe,
     check_saving,
@@ -71,6 +72,7 @@ def train(
     check_micro_batches(trainer, data)
     check_schedule(optim, trainer.max_steps)
     check_saving(log, trainer)
+    check_dropout(trainer, peft)
     return fit(model, data, trainer, optim, log, resume, peft, tokenizer)
 
 

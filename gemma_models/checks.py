@@ -5,6 +5,7 @@ Only the former needs what a recipe is made with: a job has the settings themsel
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from gemma_models.architectures import GemmaConfig
@@ -57,6 +58,7 @@ def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
         lora = build(getattr(recipe, "peft", None))
         if isinstance(lora, LoRA):
             check_adapters(lora, trainer.strategy.tensor_model_parallel_size)
+            check_dropout(trainer, lora)
         if schedule:
             check_memory(model, trainer, lora)
             if trainer.val_check_interval is not None:
@@ -96,6 +98,8 @@ def check_training(model: GemmaConfig, trainer: Trainer, seq_length: int, ranks:
         value = getattr(trainer, name)
         if value is not None and value < 1:
             raise ConfigError(f"trainer.{name} is {value}; it must be at least 1")
+    if seq_length < 1:
+        raise ConfigError(f"data.seq_length is {seq_length}; it must be at least 1")
     if seq_length > model.max_position_embeddings:
         raise ConfigError(
             f"data.seq_length = {seq_length} is longer than the {model.max_position_embeddings} positions of the model",
@@ -182,7 +186,12 @@ def check_micro_batches(trainer: Trainer, data: Any) -> None:
 def check_schedule(optim: MegatronOptimizer, max_steps: int) -> None:
     """Raises ConfigError for a warm-up, or a last learning rate, that leaves no room for the cosine between them."""
     scheduler, lr = optim.lr_scheduler, optim.config.lr
-    decay_steps = scheduler.decay_steps or max_steps
+    decay_steps = max_steps if scheduler.decay_steps is None else scheduler.decay_steps
+    if decay_steps < 1:
+        raise ConfigError(
+            f"optim.lr_scheduler.decay_steps is {decay_steps}; it must be at least 1",
+            hint="optim.lr_scheduler.decay_steps=None, which is trainer.max_steps",
+        )
     if not 0 <= scheduler.warmup_steps < decay_steps:
         raise ConfigError(
             f"optim.lr_scheduler.warmup_steps = {scheduler.warmup_steps} leaves nothing of the {decay_steps} steps "
@@ -238,6 +247,16 @@ def check_saving(log: Logger, trainer: Trainer) -> None:
         )
 
 
+def check_dropout(trainer: Trainer, lora: LoRA | None) -> None:
+    """Raises ConfigError where random numbers would have to be read out of a step that is recorded."""
+    if trainer.cuda_graphs and trainer.recompute_granularity == "full" and lora is not None and lora.dropout > 0.0:
+        raise ConfigError(
+            f"trainer.cuda_graphs is set, trainer.recompute_granularity is 'full', and peft.dropout is {lora.dropout}: "
+            "what is dropped when a layer is computed again is not known in a step that is recorded",
+            hint="trainer.cuda_graphs=False, or trainer.recompute_granularity='selective', or peft.dropout=0.0",
+        )
+
+
 def check_adapters(lora: LoRA, tensor_parallel: int) -> None:
     """Raises ConfigError for numbers that no adapter can have, or not on so many tensor-parallel ranks.
 
@@ -245,6 +264,10 @@ def check_adapters(lora: LoRA, tensor_parallel: int) -> None:
     """
     if lora.dim < 1:
         raise ConfigError(f"peft.dim is {lora.dim}; the rank of an adapter is at least 1")
+    if not 0.0 < lora.alpha < math.inf:
+        raise ConfigError(
+            f"peft.alpha is {lora.alpha}; an adapter is multiplied by it over peft.dim: it must be above 0"
+        )
     if not 0.0 <= lora.dropout < 1.0:
         raise ConfigError(f"peft.dropout is {lora.dropout}; it must be at least 0 and below 1")
     if lora.dim % tensor_parallel:

@@ -16,9 +16,15 @@ def recomputed(module: torch.nn.Module, function: Callable[..., Any], *args: Any
     By torch's checkpoint and not by Megatron's: that one takes no gradient where no input has one, as under adapters
     on a frozen embedding, and asks CUDA for random numbers on a CPU.
     """
+    names = tuple(kwargs)
+
+    def called(*values: Any) -> Any:
+        return function(*values[: len(args)], **dict(zip(names, values[len(args) :], strict=True)))
+
     # The state of random numbers cannot be read while a CUDA graph is recorded; only dropout, an adapter's, needs it.
     drops = any(isinstance(part, torch.nn.Dropout) and part.p > 0.0 for part in module.modules())
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=drops, **kwargs)
+    # All by position: torch looks there alone for the GPU whose random numbers are to come once more.
+    return checkpoint(called, *args, *kwargs.values(), use_reentrant=False, preserve_rng_state=drops)
 
 
 class GemmaLayer(TransformerLayer):

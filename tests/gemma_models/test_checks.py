@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,39 @@ def test_an_adapter_that_cannot_be_is_found_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match=r"peft\.dim = 7 is not a multiple of .*parallel_size = 2") as caught:
         check_recipe(recipe, ranks=2)
     assert caught.value.hint == "peft.dim=8"
+    recipe.peft.dim = 8
+    for alpha in (0.0, math.nan):
+        recipe.peft.alpha = alpha
+        with pytest.raises(ConfigError, match=rf"peft\.alpha is {alpha}; .* it must be above 0"):
+            check_recipe(recipe, ranks=2)
+
+
+def test_what_is_dropped_in_a_recorded_step_that_is_computed_again() -> None:
+    recipe = gemma3_1b.finetune_recipe(peft_scheme="lora")
+    recipe.data.train_path, recipe.data.validation_path = "train.jsonl", "validation.jsonl"
+    recipe.resume.restore_config.path = "weights"
+    recipe.trainer.cuda_graphs, recipe.trainer.recompute_granularity, recipe.peft.dropout = True, "full", 0.1
+    with pytest.raises(ConfigError, match=r"cuda_graphs is set, .* is 'full', and peft.dropout is 0.1") as caught:
+        check_recipe(recipe, ranks=1)
+    assert "test_checks.py" in (caught.value.where or "")
+    recipe.trainer.recompute_granularity = "selective"
+    check_recipe(recipe, ranks=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("data.seq_length", 0), ("data.seq_length", -4), ("optim.lr_scheduler.decay_steps", 0)],
+)
+def test_no_length_at_all(name: str, value: int) -> None:
+    recipe = gemma3_1b.pretrain_recipe()
+    owner: Any = recipe
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    setattr(owner, last, value)
+    with pytest.raises(ConfigError, match=f"{name} is {value}; it must be at least 1") as caught:
+        check_recipe(recipe, ranks=1)
+    assert "test_checks.py" in (caught.value.where or "")
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,20 @@ def check_losses(folder: Path) -> None:
         print(f"losses of ten steps, {name}: at most {apart:.1e} from plain torch's, from {losses[name][0]:.3f}")
 
 
+def check_recomputed(folder: Path) -> None:
+    """Under adapters with dropout, what is computed again drops what it dropped before: the gradients are the same."""
+    norms = {}
+    for how in (None, "selective", "full"):
+        task = recipe(folder, f"recomputed-{how}", tiny("gemma3_1b"), "lora")
+        task.peft.dropout, task.trainer.recompute_granularity, task.trainer.max_steps = 0.5, how, 3
+        run.run(task, direct=True)
+        lines = (folder / f"recomputed-{how}" / "metrics.jsonl").read_text().splitlines()
+        norms[how] = [json.loads(line)["grad_norm"] for line in lines if "grad_norm" in line]
+    apart = max(abs(ours / kept - 1.0) for how in norms for ours, kept in zip(norms[how], norms[None], strict=True))
+    require(apart < 1e-3, f"gradients' norms, by what is computed again: {norms}")
+    print(f"gradients under dropout, computed again: norms at most {apart:.1e} apart")
+
+
 def check_layers(folder: Path) -> None:
     """A checkpoint of Transformer Engine's layers goes on with Megatron's own, and the other way round."""
     losses = []
@@ -300,6 +314,7 @@ PARTS: Final = {
     "resumes": check_resumes,
     "adam": check_adam,
     "losses": check_losses,
+    "recomputed": check_recomputed,
     "layers": check_layers,
 }
 

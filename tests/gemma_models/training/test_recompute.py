@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from gemma_runs import GEMMA2, SMALLEST, VOCABULARY, metrics, recipe
+from torch.utils.checkpoint import checkpoint
 
 import launcher
+from gemma_models.modeling import recompute
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.model import build_model
 from gemma_models.settings import DoRA, MegatronStrategy
@@ -40,6 +43,26 @@ def test_less_is_held_between_forward_and_backward() -> None:
     assert held[None] - held["selective"] > 1.5 * scores
     assert held["selective"] - held["full"] > 3 * inputs
     assert held["full"] > inputs
+
+
+def test_tensors_are_handed_over_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the GPUs of these alone torch keeps the random state, by which dropout drops the same again (`tests.gpu.check
+    recomputed` sees that); Megatron hands its layers everything by name."""
+    handed: list[tuple[Any, ...]] = []
+
+    def noted(function: Any, *args: Any, **options: Any) -> Any:
+        handed.append(args)
+        assert not any(isinstance(option, torch.Tensor) for option in options.values())
+        return checkpoint(function, *args, **options)
+
+    monkeypatch.setattr(recompute, "checkpoint", noted)
+    tokens = torch.zeros(1, 8, dtype=torch.int64)
+    with parallel_context(MegatronStrategy(), accelerator="cpu"):
+        model = build_model(
+            transformer_config(SMALLEST, MegatronStrategy(), precision="fp32", accelerator="cpu", recompute="full")
+        ).train()
+        model(tokens, torch.arange(8)[None], None, labels=tokens)
+    assert [args[0].shape for args in handed] == [(8, 1, SMALLEST.hidden_size)] * SMALLEST.num_layers
 
 
 @pytest.fixture(scope="module")
