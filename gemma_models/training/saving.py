@@ -188,9 +188,17 @@ class Checkpoints:
             return
         saving.finish()
         if dist.get_rank() == 0:
-            for step, old in steps(self.folder).items():
-                if step not in self._kept():
-                    shutil.rmtree(old)
+            self._remove()
+
+    def _remove(self) -> None:
+        """Those that are not to be kept, and what an end in the middle of that, or of writing, has left."""
+        kept = self._kept()
+        for step, old in steps(self.folder).items():
+            if step not in kept:
+                # First its name: what has one is whole, also where the process ends before all files are gone.
+                old.rename(old.with_name(f".{old.name}.partial"))
+        for partial in self.folder.glob(".step_*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)  # files that another process reads stay until the next time
 
     def _kept(self) -> set[int]:
         """The newest, and those of the lowest validation loss; of two that are alike, the later one."""

@@ -101,6 +101,22 @@ def test_the_best_are_kept_beside_the_newest(tmp_path: Path) -> None:
     assert min(best) < 8  # and not merely the newest
 
 
+def test_what_a_process_had_not_wholly_removed_is_no_checkpoint(tmp_path: Path) -> None:
+    def task(steps: int, **options: Any) -> Any:
+        made = recipe(tmp_path, "run", steps=steps, **options)
+        made.log.ckpt.every_n_train_steps, made.log.ckpt.save_last_k = 1, 2
+        return made
+
+    checkpoints = tmp_path / "run" / "checkpoints"
+    with pytest.MonkeyPatch.context() as patch:  # it ends after the first of the files
+        patch.setattr(shutil, "rmtree", lambda path, **options: (path / "checkpoint.json").unlink(missing_ok=True))
+        launcher.run(task(3), direct=True)
+    assert list(steps(checkpoints)) == [2, 3]
+    assert len(list(checkpoints.iterdir())) > 2
+    launcher.run(task(5, resume=True), direct=True)
+    assert {path.name for path in checkpoints.iterdir()} == {"step_0000004", "step_0000005"}
+
+
 def test_the_best_of_what_is_never_validated_or_rarely(tmp_path: Path) -> None:
     task = recipe(tmp_path, "run")
     task.log.ckpt.save_top_k = 1
