@@ -74,6 +74,11 @@ def check_layout(model: GemmaConfig, trainer: Trainer) -> None:
             hint="trainer.strategy.overlap_grad_reduce=True",
         )
     if trainer.cuda_graphs:
+        if trainer.accelerator == "cpu":
+            raise ConfigError(
+                "trainer.cuda_graphs is set, and trainer.accelerator is 'cpu': only a GPU records steps",
+                hint="trainer.cuda_graphs=False",
+            )
         for name, alone in _RECORDED.items():
             if getattr(strategy, name) != alone:
                 raise ConfigError(

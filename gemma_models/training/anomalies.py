@@ -32,7 +32,8 @@ class Spikes:
         """How many times the median of the losses before it this one is, where that is a spike."""
         median = statistics.median(self._losses) if len(self._losses) >= ENOUGH else math.inf
         self._losses.append(loss)
-        return loss / median if self._factor is not None and loss > self._factor * median else None
+        # A median of 0 is of steps without a token that counts, or of what is known by heart: no measure of others.
+        return loss / median if self._factor is not None and loss > self._factor * median > 0.0 else None
 
 
 class Culprit(NamedTuple):

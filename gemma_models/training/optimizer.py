@@ -46,7 +46,7 @@ def build_optimizer(
 
 def _schedule(optimizer: Any, optim: MegatronOptimizer, trainer: Trainer) -> OptimizerParamScheduler:
     scheduler, lr, decay = optim.lr_scheduler, optim.config.lr, optim.config.weight_decay
-    decay_steps = scheduler.decay_steps or trainer.max_steps
+    decay_steps = trainer.max_steps if scheduler.decay_steps is None else scheduler.decay_steps
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return OptimizerParamScheduler(

@@ -63,8 +63,26 @@ def parallel_context(
                 distributed_timeout_minutes=_timeout() / timedelta(minutes=1),
             )
             stack.callback(parallel_state.destroy_model_parallel)
+        else:
+            _check_standing(strategy)
         _seed(seed, accelerator)
         yield device
+
+
+def _check_standing(strategy: MegatronStrategy) -> None:
+    """Raises LaunchError where the groups that stand are of another layout: the model would be cut by these."""
+    standing = {
+        "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
+        "virtual_pipeline_model_parallel_size": parallel_state.get_virtual_pipeline_model_parallel_world_size(),
+        "context_parallel_size": parallel_state.get_context_parallel_world_size(),
+    }
+    for name, size in standing.items():
+        if (asked := getattr(strategy, name)) != size:
+            raise LaunchError(
+                f"{name} is {asked}, and the process groups that stand here already were made with {size}",
+                hint=f"{name}={size}, or megatron.core.parallel_state.destroy_model_parallel() first",
+            )
 
 
 def _destroy_groups(before: set[dist.ProcessGroup]) -> None:

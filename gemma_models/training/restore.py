@@ -12,6 +12,7 @@ from gemma_models.conversion.hf_config import check_architecture, read_hf_config
 from gemma_models.conversion.sources import checkpoint_folder, source_of
 from gemma_models.conversion.weights import load_hf_weights
 from gemma_models.modeling.config import transformer_config
+from gemma_models.modeling.kernels import PLAIN, Kernels
 from gemma_models.modeling.model import GemmaModel, build_chunks
 from gemma_models.peft.adapters import apply_adapters
 from gemma_models.settings import AutoResume, LoRA, MegatronStrategy, RestoreConfig
@@ -130,6 +131,7 @@ def load_trained(
     base: str | Path | None = None,
     expected: GemmaConfig | None = None,
     strategy: MegatronStrategy | None = None,
+    kernels: Kernels = PLAIN,
 ) -> tuple[list[GemmaModel], Path]:
     """This rank's chunks of a checkpoint's model, adapters included, and the folder with its tokenizer.
 
@@ -153,7 +155,12 @@ def load_trained(
             hint="a size that does, or export it first: gemma_models.export_checkpoint(source, output) merges them",
         )
     config = transformer_config(
-        expected or gemma, strategy, precision=precision, accelerator=accelerator, random_weights=False
+        expected or gemma,
+        strategy,
+        precision=precision,
+        accelerator=accelerator,
+        random_weights=False,
+        kernels=kernels,
     )
     chunks = build_chunks(config)
     load_base(chunks, RestoreConfig(path=weights))

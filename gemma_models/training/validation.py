@@ -13,6 +13,7 @@ from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.assets import has_tokenizer, load_tokenizer
 from gemma_models.conversion.sources import checkpoint_folder
 from gemma_models.data import DataModule
+from gemma_models.modeling.kernels import kernels_for
 from gemma_models.settings import AutoResume, Logger, Trainer
 from gemma_models.training.checkpoints import steps
 from gemma_models.training.metrics import MetricsWriter
@@ -47,6 +48,7 @@ def measure(
             precision=trainer.precision,
             expected=gemma,
             strategy=trainer.strategy,
+            kernels=kernels_for(gemma, trainer),
         )
         batches = data.validation_batches(
             dp_rank=parallel_state.get_data_parallel_rank(), dp_size=parallel_state.get_data_parallel_world_size()

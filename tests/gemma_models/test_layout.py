@@ -141,6 +141,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "overlap_param_gather is set, and trainer.strategy.overlap_grad_reduce is not",
         "trainer.strategy.overlap_grad_reduce=True",
     ),
+    "recorded steps on a processor that records none": (
+        {"accelerator": "cpu", "cuda_graphs": True},
+        "trainer.cuda_graphs is set, and trainer.accelerator is 'cpu'",
+        "trainer.cuda_graphs=False",
+    ),
     "recorded steps of several stages": (
         {"pipeline_model_parallel_size": 2, "cuda_graphs": True},
         "trainer.cuda_graphs is set, and trainer.strategy.pipeline_model_parallel_size is not 1",

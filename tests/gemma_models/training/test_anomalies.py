@@ -80,6 +80,8 @@ def test_what_is_a_spike() -> None:
     assert spikes.ratio(5.0) is None  # of too few there is no median yet
     assert spikes.ratio(2.0) is None
     assert spikes.ratio(2.1) == 2.1
+    steps_of_nothing = Spikes(2.0)  # no token of theirs counts
+    assert [steps_of_nothing.ratio(loss) for loss in [*[0.0] * ENOUGH, 5.0]] == [None] * (ENOUGH + 1)
     assert [Spikes(None).ratio(loss) for loss in [*[1.0] * ENOUGH, 99.0]] == [None] * (ENOUGH + 1)
 
 

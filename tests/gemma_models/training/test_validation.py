@@ -15,7 +15,7 @@ from gemma_models import gemma3_270m
 from gemma_models.recipes import validation_of
 from gemma_models.settings import LoRA, MegatronStrategy
 from launcher.config import Partial
-from launcher.errors import CheckpointError, ConfigError, DataError
+from launcher.errors import CheckpointError, ConfigError, DataError, LaunchError
 
 LAYOUTS = {
     "tp": MegatronStrategy(tensor_model_parallel_size=2),
@@ -101,6 +101,11 @@ def test_under_a_launcher_the_loss_is_a_metric(root: Path) -> None:
     [line] = result.metrics()
     assert line["val_loss"] == result.value["val_loss"] == last_loss(root / "run")
     assert line["tokens"] == result.value["tokens"]
+
+
+def test_what_computes_attention_is_what_the_recipe_says(root: Path) -> None:
+    with pytest.raises(LaunchError, match=r"trainer\.attention is 'flex', which needs a GPU"):
+        validate(root / "run", attention="flex")
 
 
 def test_another_model_is_refused(root: Path) -> None:
