@@ -69,7 +69,7 @@ class Trainer:
 
     ``max_steps`` counts optimizer steps from the start of the run, also across a resume. ``accelerator="cpu"`` is a
     choice to be made: without a GPU, ``"gpu"`` is an error. ``precision="bf16"`` keeps float32 master weights and
-    reduces gradients in float32. ``limit_val_batches`` bounds one validation pass, in micro-batches a rank.
+    reduces gradients in float32. ``limit_val_batches`` bounds one validation pass, in global batches.
     ``attention`` computes attention: "flash" (flash-attn), "te" (Transformer Engine, not for Gemma 2), "flex"
     (torch's FlexAttention), "local" (plain torch, with the whole matrix of scores); "auto" is the first that is
     installed and fits. ``fusion`` takes chains of elementwise operations in one kernel each, on a GPU, where Triton

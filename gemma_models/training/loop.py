@@ -124,7 +124,8 @@ class Loop:
 
     def _validate(self, step: int) -> None:
         batches = self.data.validation_batches(dp_rank=self.dp_rank, dp_size=self.dp_size)
-        self.val_loss, _ = self.stepper.validate(_beating(first(batches, self.trainer.limit_val_batches)))
+        some = first(batches, self.trainer.limit_val_batches, self.data)
+        self.val_loss, _ = self.stepper.validate(_beating(some))
         self._write(step, val_loss=self.val_loss)
 
     def _save(self, step: int, val_loss: float | None = None) -> None:

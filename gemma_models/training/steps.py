@@ -16,7 +16,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module, MegatronModule
 
-from gemma_models.data import Batch
+from gemma_models.data import Batch, DataModule
 from gemma_models.modeling.config import GemmaTransformerConfig
 from gemma_models.modeling.cores.context import share
 from gemma_models.modeling.model import GemmaModel
@@ -60,9 +60,13 @@ def cast(chunks: list[GemmaModel]) -> list[MegatronModule]:
     return [Float16Module(config, chunk) if config.bf16 else chunk for chunk in chunks]
 
 
-def first(batches: Iterable[Batch], limit: int | None) -> Iterable[Batch]:
-    """At most ``limit`` of the batches; None is no limit."""
-    return batches if limit is None else (batch for _, batch in zip(range(limit), batches, strict=False))
+def first(batches: Iterable[Batch], limit: int | None, data: DataModule) -> Iterable[Batch]:
+    """This rank's share of at most ``limit`` global batches, the same samples however the ranks deal them among
+    themselves; None is no limit."""
+    if limit is None:
+        return batches
+    together = data.micro_batch_size * parallel_state.get_data_parallel_world_size()
+    return islice(batches, -(-limit * data.global_batch_size // together))
 
 
 class Evaluator:

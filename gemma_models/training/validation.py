@@ -54,7 +54,7 @@ def measure(
             dp_rank=parallel_state.get_data_parallel_rank(), dp_size=parallel_state.get_data_parallel_world_size()
         )
         evaluator = Evaluator(cast(chunks), device, data.seq_length)
-        loss, tokens = evaluator.validate(first(batches, trainer.limit_val_batches))
+        loss, tokens = evaluator.validate(first(batches, trainer.limit_val_batches, data))
         # Without a launcher nothing is written: the metrics in the run's own folder are those of its training.
         writes = dist.get_rank() == 0 and JOB_DIR in os.environ
         with MetricsWriter(log, enabled=writes) as metrics:

@@ -74,7 +74,10 @@ def test_tokens_are_those_that_count(root: Path) -> None:
     counts = [int(batch["loss_mask"].sum()) for batch in batches]
     assert len(counts) > 1
     assert validate(root / "run")["tokens"] == sum(counts)
-    assert validate(root / "run", limit_val_batches=1)["tokens"] == counts[0]
+    limited = validation(root / "run", limit_val_batches=1)
+    assert launcher.run(limited, direct=True)["tokens"] == sum(counts[:2])  # a global batch, of two micro-batches here
+    limited.data.global_batch_size = 2
+    assert launcher.run(limited, direct=True)["tokens"] == counts[0]
 
 
 def test_the_runs_own_newest_checkpoint(root: Path) -> None:
