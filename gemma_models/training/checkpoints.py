@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch.distributed.checkpoint import CheckpointException
 
@@ -210,6 +210,8 @@ def _random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        # With sequence parallelism Megatron's layers, and what drops in them, draw from states of its own.
+        "megatron": tensor_parallel.get_cuda_rng_tracker().get_states(),
     }
 
 
@@ -218,3 +220,5 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])
+    if state.get("megatron"):  # an older checkpoint, and one of a CPU, has none
+        tensor_parallel.get_cuda_rng_tracker().set_states(state["megatron"])

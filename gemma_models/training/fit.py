@@ -25,7 +25,15 @@ from gemma_models.training.metrics import MetricsWriter
 from gemma_models.training.optimizer import build_optimizer
 from gemma_models.training.parallel import parallel_context
 from gemma_models.training.profiling import Profiler
-from gemma_models.training.restore import assets_of, base_path, check_same_run, find_resume, load_base, run_id
+from gemma_models.training.restore import (
+    assets_of,
+    base_path,
+    check_agreed,
+    check_same_run,
+    find_resume,
+    load_base,
+    run_id,
+)
 from gemma_models.training.saving import Checkpoints
 from gemma_models.training.steps import Stepper, wrap
 from launcher.heartbeat import rest
@@ -74,6 +82,7 @@ def fit(
         Profiler(trainer.profile, log.folder()) as profiler,
         contextlib.ExitStack() as after,
     ):
+        check_agreed(newest)
         chunks = _prepare_model(gemma, trainer, resume, lora, resuming=newest is not None)
         ddp = wrap(chunks, trainer.strategy)
         optimizer, scheduler = build_optimizer(ddp, optim, trainer)

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
+import torch.distributed as dist
+
 from gemma_models.architectures import GemmaConfig
 from gemma_models.conversion.hf_config import check_architecture, read_hf_config
 from gemma_models.conversion.sources import checkpoint_folder, source_of
@@ -48,6 +50,21 @@ def find_resume(folder: Path, resume: AutoResume) -> Path | None:
         f"{folder} holds checkpoints of another run, the newest of step {step}",
         hint="another log.name to start anew, or resume.resume_if_exists=True to continue that run",
     )
+
+
+def check_agreed(newest: Path | None) -> None:
+    """Raises CheckpointError, on every rank, where another one found another checkpoint to continue from: each would
+    take the steps that it lacks, and wait for the others at the end."""
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, None if newest is None else newest.name)
+    for rank, name in enumerate(found):
+        if name != found[0]:
+            raise CheckpointError(
+                f"ranks see different checkpoints of this run: rank 0 {found[0] or 'none'}, "
+                f"rank {rank} {name or 'none'}",
+                hint="log.dir on a file system that all nodes share; one that shows late what another node has written "
+                "does so by a later start",
+            )
 
 
 def base_path(resume: AutoResume) -> str | None:

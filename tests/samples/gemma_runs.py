@@ -173,6 +173,16 @@ class RepeatedData(UnevenData):
             yield batch if step == self.other and dp_rank == 1 else known
 
 
+@dataclass(kw_only=True)
+class ApartData(UnevenData):
+    """A run without a log.dir is in a folder of each rank's own."""
+
+    folders: list[str]
+
+    def setup(self, tokenizer: Any) -> None:
+        os.environ["SAVE_DIR"] = self.folders[int(os.environ["RANK"])]
+
+
 def recipe(
     folder: Path,
     name: str,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gemma_runs import BrokenData, RepeatedData, losses, metrics, one_after_another, recipe
+from gemma_runs import ApartData, BrokenData, RepeatedData, losses, metrics, one_after_another, recipe
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -23,7 +23,8 @@ EIGHT = {"global_batch_size": 8}  # two micro-batches of two samples on each of 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
-    """In two processes: a NaN, the same where the ranks are stages of one model, a spike, and a profile of rank 1."""
+    """In two processes: a NaN, the same where the ranks are stages of one model, a spike, a profile of rank 1, and that
+    run resumed where only rank 0 sees what it saved."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("anomalies")
     nan = recipe(root, "nan", steps=4, devices=2)
@@ -35,7 +36,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     staged.optim.config.lr = 1e30
     profiled = recipe(root, "profiled", steps=3, devices=2)
     profiled.trainer.profile = launcher.Config(Profile, start_step=2, end_step=3, ranks=[1])
-    tasks = [nan, spike, staged, profiled]
+    apart = recipe(root, "profiled", steps=4, devices=2, resume=True)
+    apart.data, apart.log.dir = launcher.Config(ApartData, folders=[str(root), str(root / "other")]), None
+    tasks = [nan, spike, staged, profiled, apart]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GEMMA_LAUNCHER_HOME", str(root / "home"))
         two = launcher.LocalExecutor(ntasks_per_node=2)
@@ -88,6 +91,10 @@ def test_what_is_a_spike() -> None:
 def test_a_factor_that_every_loss_is_above(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer.spike_factor is 1.0; it must be above 1"):
         launcher.run(recipe(tmp_path, "run", spike_factor=1.0), direct=True)
+
+
+def test_ranks_that_see_different_checkpoints_do_not_go_on(runs: tuple[Path, list[Any]]) -> None:
+    assert "ranks see different checkpoints of this run: rank 0 step_0000003, rank 1 none" in runs[1][-1]
 
 
 def test_the_ranks_that_were_named_are_profiled(runs: tuple[Path, list[Any]]) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from gemma_runs import SMALLEST, losses, metrics, recipe
+from megatron.core import tensor_parallel
 
 import launcher
 from gemma_models.settings import LoRA, MegatronStrategy
-from gemma_models.training.checkpoints import steps
+from gemma_models.training.checkpoints import _random_state, _set_random_state, steps
 from gemma_models.training.parallel import parallel_context
 from gemma_models.training.restore import load_trained
 from launcher.errors import CheckpointError, ExperimentFailed
@@ -95,6 +96,21 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(small_disk: Path, beside: 
     task.resume.resume_if_exists = True
     assert launcher.run(task, direct=True)["step"] == 6
     assert list(losses(small_disk / "run"))[-(6 - len(whole)) :] == list(range(len(whole) + 1, 7))
+
+
+def test_what_layers_draw_from_under_sequence_parallelism_is_kept() -> None:
+    """Megatron's states for them, which are of a GPU and here stand for themselves."""
+    with parallel_context(MegatronStrategy(), accelerator="cpu"):
+        tensor_parallel.random.initialize_rng_tracker(force_reset=True)
+        tracker = tensor_parallel.get_cuda_rng_tracker()
+        then, later = ({"model-parallel-rng": torch.full((16,), number, dtype=torch.uint8)} for number in (1, 2))
+        tracker.set_states(then)
+        kept = _random_state()
+        tracker.set_states(later)
+        _set_random_state(kept)
+        assert tracker.get_states() == then
+        _set_random_state(kept | {"megatron": {}})  # as one of a CPU has it
+        assert tracker.get_states() == then
 
 
 def test_ranks_do_not_wait_for_the_one_whose_disk_is_full(small_disk: Path) -> None:
