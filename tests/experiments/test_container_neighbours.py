@@ -102,7 +102,7 @@ def test_ranks_that_end_well_because_they_are_asked_to_were_not_done(
 ) -> None:
     with run.Experiment("stopped") as experiment:
         task = run.Script(inline="trap 'exit 0' TERM; echo ready; sleep 30 & wait")
-        experiment.add(task, executor=box(container_lab, tmp_path), name="t")
+        experiment.add(task, executor=box(container_lab, tmp_path), name="t", tail_logs=True)
         with ThreadPoolExecutor(1) as pool:
             ran = pool.submit(experiment.run, progress=False)
             until(lambda: "running" in ask("list"), 30, "its start")

@@ -104,7 +104,7 @@ def test_help_lists_the_recipes(capsys: Any, alone: None) -> None:
 def test_options_with_dashes_and_underscores(spelling: str, dash: str, alone: None) -> None:
     recipe = run_recipe.recipe_of(
         ["--recipe", "gemma3_1b_finetune", f"--pretrained{dash}checkpoint", "weights", "data.train_path=x", spelling,
-         "dora", f"--seq{dash}length=512", "train.train_iters=100"]
+         "dora", f"--seq{dash}length=512", "train.train_iters=100", "data.validation_path=y"]
     )  # fmt: skip
     assert (type(recipe.peft).__name__, recipe.peft.dim, recipe.data.seq_length) == ("Config", 8, 512)
     assert recipe.resume.restore_config.path == "weights"

@@ -133,7 +133,7 @@ def test_the_recipe_of_a_size(tmp_path: Path) -> None:
     task = gemma3_270m.validate_recipe(name="sft", dir=tmp_path)
     assert task.peft is None
     task.resume.restore_config.path = tmp_path / "nowhere"
-    with pytest.raises(ConfigError, match=r"data\.validation_path is not set") as raised:
+    with pytest.raises(ConfigError, match=r"data\.validation_path is None") as raised:
         launcher.run(task, direct=True)
     assert "try: data.validation_path=FILE.jsonl" in str(raised.value)
     task.data.validation_path = tmp_path / "examples.jsonl"

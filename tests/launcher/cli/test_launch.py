@@ -102,7 +102,7 @@ def test_a_secret_of_an_executor_is_not_shown() -> None:
 def test_the_local_executor_has_as_many_processes_as_the_recipe() -> None:
     dry = gemma_launch(
         "finetune", "--factory", "gemma3_1b(num_nodes=2, num_gpus_per_node=2)", "--dryrun", "data.train_path=a",
-        "resume.restore_config.path=b", "executor.gpus_per_node=0",
+        "data.validation_path=a", "resume.restore_config.path=b", "executor.gpus_per_node=0",
     )  # fmt: skip
     assert "ranks   4 (2 x 2)" in dry.stdout, dry.stderr
 
