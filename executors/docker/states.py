@@ -83,7 +83,8 @@ def _silent(end: End, away: bool) -> str:
             return f"container {end.name} was killed for want of memory{MEMORY}"
         if away:
             return f"container {end.name} was killed when its engine was stopped or crashed{AGAIN}"
-        return f"container {end.name} was killed by SIGKILL, from outside (docker kill) or for want of memory{AGAIN}"
+        why = "from outside (docker kill), for want of memory, or because its engine crashed"
+        return f"container {end.name} was killed by SIGKILL, {why}{AGAIN}"
     if missing := NO_PROGRAM.search(end.error):
         return f"there is no {missing[1]} in the image\n  try: python='/path/to/python' of the image"
     status = end.code - 128 if end.code > 128 else 0

@@ -52,7 +52,8 @@ def test_a_task_whose_engine_was_stopped_failed_of_it(
 ) -> None:
     error = disturbed(container_lab_alone, lambda: how(container_lab_alone), 300)
     assert isinstance(error, run.ExperimentFailed)
-    assert "engine was stopped" in error.cause
+    # One that is back before anybody asked it was never seen to be away.
+    assert "engine was stopped" in error.cause or (how is crash and "its engine crashed" in error.cause)
     assert "retries=N" in error.cause
 
 

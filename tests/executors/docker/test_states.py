@@ -31,7 +31,11 @@ def test_a_group_has_succeeded_when_all_have(tmp_path: Path) -> None:
     ("container", "away", "words"),
     [
         (end(1, 137, oom=True), False, "killed for want of memory\n  try: memory="),
-        (end(1, 137), False, "killed by SIGKILL, from outside (docker kill) or for want of memory"),
+        (
+            end(1, 137),
+            False,
+            "killed by SIGKILL, from outside (docker kill), for want of memory, or because its engine crashed",
+        ),
         (end(1, 137), True, "killed when its engine was stopped or crashed"),
         (end(1, 127, error='exec: "python9": not found'), False, "there is no python9 in the image"),
         (end(1, 139), False, "killed by SIGSEGV"),
