@@ -15,7 +15,8 @@ PAIRS: Final = (
     ("instruction", "output"),
     ("question", "answer"),
 )
-KNOWN: Final = (*CHATS, *dict.fromkeys(name for pair in PAIRS for name in pair), "input", "context", "answers")
+BELOW: Final = ("input", "context")
+KNOWN: Final = (*CHATS, *dict.fromkeys(name for pair in PAIRS for name in pair), *BELOW, "answers")
 # Of ShareGPT's conversations, which say from and value.
 ROLES: Final = {"human": "user", "gpt": "model", "system": "system"}
 
@@ -36,17 +37,23 @@ def reader(names: Sequence[str], columns: Mapping[str, str]) -> Callable[[Row], 
             raise DataError(f"there is no column {name!r}; there are {_listed(names)}")
     # A column that another one is said to be is not taken for what it is called.
     of = {known: known for known in KNOWN if known in names and known not in columns.values()} | dict(columns)
+
+    def fits(*needed: str, more: Sequence[str] = ()) -> bool:
+        """Whether all of it is there; what `columns` says is never left for what columns are called."""
+        return set(needed) <= of.keys() and columns.keys() <= {*needed, *more}
+
     for chat in CHATS:
-        if chat in of:
+        if fits(chat):
             return lambda row: _turns(row[of[chat]], of[chat])
-    if {"context", "question", "answers"} <= of.keys():
+    if fits("context", "question", "answers"):
         return lambda row: _squad(row, of)
     for prompt, response in PAIRS:
-        if {prompt, response} <= of.keys():
-            below = next((of[name] for name in ("input", "context") if name in of), None)
+        if fits(prompt, response, more=BELOW):
+            below = next((of[name] for name in BELOW if name in of), None)
             return lambda row: _pair(row, of[prompt], of[response], below)
+    said = f", data.columns being {dict(columns)!r}" if columns else ""
     raise DataError(
-        f"none of its columns are a conversation: {_listed(names)}",
+        f"none of its columns are a conversation: {_listed(names)}{said}",
         hint='data.columns={"prompt": "COLUMN", "response": "COLUMN"}, or {"messages": "COLUMN"}',
     )
 
@@ -75,7 +82,7 @@ def _squad(row: Row, of: Mapping[str, str]) -> Messages:
 
 def _pair(row: Row, prompt: str, response: str, below: str | None) -> Messages:
     asked = _text(row, prompt)
-    if below is not None and row[below]:
+    if below is not None and str(row[below] or "").strip():
         asked += "\n\n" + _text(row, below)
     return [("user", asked), ("model", _text(row, response))]
 

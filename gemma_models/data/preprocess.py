@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -121,14 +122,14 @@ def _parts(sources: Sequence[Path]) -> Iterator[Part]:
         with contextlib.ExitStack() as opened:
             file: IO[bytes]
             file = raw = opened.enter_context(path.open("rb"))
-            if path.suffix == ".gz":
+            if path.suffix.lower() == ".gz":
                 file = cast(IO[bytes], opened.enter_context(gzip.GzipFile(fileobj=raw)))
             number, done = 1, 0
             try:
                 while lines := file.readlines(PART):
                     yield Part(str(path), number, lines, raw.tell() - done)
                     number, done = number + len(lines), raw.tell()
-            except (OSError, EOFError) as error:  # what says it is compressed and is not, or not to its end
+            except (OSError, EOFError, zlib.error) as error:  # what says it is compressed and is not, or not to its end
                 raise DataError(f"{path} cannot be read after line {number - 1}: {error}") from error
 
 
@@ -146,7 +147,7 @@ def _encode(part: Part) -> tuple[bytes, bytes, str | None]:
 
     before = [_how.tokenizer.bos_token_id] if _how.add_bos else []
     after = [_how.tokenizer.eos_token_id] if _how.add_eos else []
-    is_json = not {".json", ".jsonl"}.isdisjoint(Path(part.path).suffixes)
+    is_json = not {".json", ".jsonl"}.isdisjoint(Path(part.path.lower()).suffixes)
     documents = []
     for number, line in enumerate(part.lines, start=part.number):
         try:
@@ -164,7 +165,7 @@ def _text(line: bytes, is_json: bool, key: str) -> str | None:
     if not line.strip():
         return None
     if not is_json:
-        return line.decode().rstrip("\r\n")
+        return line.decode("utf-8-sig").rstrip("\r\n")  # as some editors begin a file, which is no text
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

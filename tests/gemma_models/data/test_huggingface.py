@@ -88,6 +88,11 @@ def test_squad_is_read_from_whatever_holds_it(tmp_path: Path, kind: str) -> None
         ({"conversations": [{"from": "human", "value": "Say one."}, {"from": "gpt", "value": "One."}]}, {}, SAY),
         ({"dialog": [{"role": "user", "content": "Say one."}, {"role": "model", "content": "One."}]},
          {"messages": "dialog"}, SAY),
+        # Nor is it left for one that happens to have a known name.
+        ({"messages": [], "query": "Say one.", "reply": "One."}, {"prompt": "query", "response": "reply"}, SAY),
+        ({"context": "no", "question": "no", "answers": {}, "query": "Say one.", "reply": "One."},
+         {"prompt": "query", "response": "reply", "context": "query"}, [("user", "Say one.\n\nSay one."), SAY[1]]),
+        ({"instruction": "Say one.", "input": " \n", "output": "One."}, {}, SAY),
     ],
 )  # fmt: skip
 def test_columns_are_known_by_their_names(
@@ -103,6 +108,12 @@ def test_columns_are_known_by_their_names(
     [
         ({"text": "a", "label": 1}, {}, "none of its columns are a conversation: 'text', 'label'", "data.columns={"),
         ({"a": "b"}, {"columns": {"prompt": "b"}}, "there is no column 'b'; there are 'a'", None),
+        (
+            {"messages": [], "a": "b"},
+            {"columns": {"prompt": "a"}},
+            "are a conversation: 'messages', 'a', data.columns being {'prompt': 'a'}",
+            "data.columns={",
+        ),
         ({"a": "b"}, {"columns": {"promt": "a"}}, "data.columns says what 'promt' is", "one of messages, "),
         ({"prompt": "a", "response": ""}, {}, "row 0: the column 'response' is empty", None),
         ({"prompt": "a", "response": 3}, {}, "row 0: the column 'response' must be text, not 3", None),

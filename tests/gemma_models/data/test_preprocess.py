@@ -81,6 +81,13 @@ def test_a_text_is_data_and_its_ends_are_chosen(tmp_path: Path, tokenizer: Path)
     assert letters().decode(document).startswith("a")
 
 
+def test_what_windows_puts_into_a_file_is_no_text(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")
+    (tmp_path / "B.JSONL").write_bytes(b'\xef\xbb\xbf{"text": "three"}\r\n')
+    output = preprocess([str(tmp_path / name) for name in ("a.txt", "B.JSONL")], tmp_path / "out", tokenizer, workers=1)
+    assert documents(output) == [[BOS, *tokens(text), EOS] for text in ("one", "two", "three")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -94,6 +101,11 @@ def test_a_text_is_data_and_its_ends_are_chosen(tmp_path: Path, tokenizer: Path)
         ("a.txt", b"\n \n", "a.txt: no text in it"),
         ("a.txt.gz", b"plain", "a.txt.gz cannot be read after line 0: Not a gzipped file"),
         ("a.txt.gz", gzip.compress(os.urandom(9000))[:4000], "a.txt.gz cannot be read after line"),
+        (
+            "a.txt.gz",
+            gzip.compress(b"rain\n" * 5000)[:20] + b"\xff" * 90,
+            "a.txt.gz cannot be read after line 0: Error",
+        ),
     ],
 )
 def test_what_is_no_text_is_named_by_line_and_leaves_nothing(
