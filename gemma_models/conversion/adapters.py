@@ -28,9 +28,14 @@ from launcher.errors import CheckpointError
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
-# Of peft's options, those that have a value other than none of them mean something that we have nothing for.
-_UNSUPPORTED = ("modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "fan_in_fan_out", "target_parameters",
-                "trainable_token_indices", "layer_replication", "megatron_config")  # fmt: skip
+# Of peft's options, those whose meaning is ours, or that say nothing once there are tensors. Any other that has a
+# value, those of a peft to come as well, means something that we have nothing for.
+_KNOWN = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+          "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules",
+          "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size",
+          "eva_config", "init_lora_weights", "bias"}  # fmt: skip
+# Other ways to begin take away from the base what the adapter begins with: it is trained on other weights.
+_BEGINNINGS = (True, False, "gaussian", "eva", "orthogonal")
 _Tensors = dict[str, torch.Tensor]
 
 
@@ -122,9 +127,11 @@ def peft_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error!r}", hint="save the adapter again with peft") from None
     if kind != "LORA":
         raise CheckpointError(f"{path} is of a {kind} adapter", hint="LORA, with use_dora or without")
-    asked = [name for name in _UNSUPPORTED if config.get(name)]
+    asked = [name for name in config if name not in _KNOWN and config[name]]
     if config.get("bias", "none") != "none":
         asked.append("bias")
+    if config.get("init_lora_weights", True) not in _BEGINNINGS:
+        asked.append("init_lora_weights")
     if asked:
         raise CheckpointError(
             f"{path} has {', '.join(f'{name} = {config[name]!r}' for name in asked)}, which adapters here have not",

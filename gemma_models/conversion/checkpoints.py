@@ -50,11 +50,16 @@ def import_hf(source: str | Path, output: str | Path | None, base: str | Path | 
 
 
 def _import_adapters(folder: Path, target: Path, base: str | Path | None) -> Path:
-    named = base or peft_config(folder).get("base_model_name_or_path")
+    config = peft_config(folder)
+    named = base or config.get("base_model_name_or_path")
     if not named:
         raise CheckpointError(f"{folder} does not name the weights it stands on", hint="base=FOLDER, or hf://NAME")
     if base is None and not Path(named).is_dir():
-        named = f"hf://{named}"
+        if Path(named).is_absolute():
+            raise CheckpointError(
+                f"{folder} stands on the weights in {named}, which are not there", hint="base=FOLDER, or hf://NAME"
+            )
+        named = str(Source("hf", named, config.get("revision")))
     under = checkpoint_folder(named)
     gemma = architecture_in(under)
     lora, tensors = read_peft(folder, gemma)

@@ -11,6 +11,13 @@ from gemma_models.architectures import GemmaConfig
 from launcher.errors import CheckpointError
 
 _FAMILIES = {"Gemma2ForCausalLM": "gemma2", "Gemma3ForCausalLM": "gemma3"}
+# What every Gemma of these has, said or not; with another value, the same weights are another function.
+_ALWAYS = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "attention_bias": False,
+    "use_bidirectional_attention": False,
+    "tie_word_embeddings": True,
+}
 
 
 def read_hf_config(folder: Path) -> GemmaConfig:
@@ -47,7 +54,10 @@ def read_hf_config(folder: Path) -> GemmaConfig:
 
 
 def _gemma_config(family: str, config: dict[str, Any]) -> GemmaConfig:
-    rope = _rope(config)
+    for name, value in _ALWAYS.items():
+        if config.get(name) not in (None, value):
+            raise CheckpointError(f"config.json has {name} = {config[name]!r}, and every {family} has {value!r}")
+    rope = _rope(family, config)
     pattern = (
         2 if family == "gemma2" else config.get("sliding_window_pattern") or config.get("_sliding_window_pattern", 6)
     )
@@ -75,7 +85,7 @@ def _gemma_config(family: str, config: dict[str, Any]) -> GemmaConfig:
     return gemma
 
 
-def _rope(config: dict[str, Any]) -> dict[str, float]:
+def _rope(family: str, config: dict[str, Any]) -> dict[str, float]:
     parameters = config.get("rope_parameters") or {}
     if "full_attention" in parameters:
         everywhere, windowed = parameters["full_attention"], parameters["sliding_attention"]
@@ -85,13 +95,17 @@ def _rope(config: dict[str, Any]) -> dict[str, float]:
         scaling = config.get("rope_scaling") or {}
         everywhere = {"rope_theta": config["rope_theta"], **scaling}
         windowed = {"rope_theta": config.get("rope_local_base_freq", config["rope_theta"])}
-    kind = everywhere.get("rope_type", "default")
-    if kind not in ("default", "linear"):
-        raise CheckpointError(f"config.json asks for {kind!r} rope scaling; Gemma has 'default' and 'linear'")
+    kinds = [table.get("rope_type", table.get("type", "default")) for table in (everywhere, windowed)]
+    scalable = ("default", "linear") if family == "gemma3" else ("default",)
+    if kinds[0] not in scalable or kinds[1] != "default":
+        raise CheckpointError(
+            f"config.json asks for rope scaling {kinds[0]!r}, {kinds[1]!r} in local layers; {family} has "
+            f"{' or '.join(map(repr, scalable))}, and 'default' in local layers"
+        )
     return {
         "rope_theta": everywhere["rope_theta"],
         "rope_local_base_freq": windowed["rope_theta"],
-        "rope_scaling_factor": everywhere.get("factor", 1.0) if kind == "linear" else 1.0,
+        "rope_scaling_factor": everywhere.get("factor", 1.0) if kinds[0] == "linear" else 1.0,
     }
 
 

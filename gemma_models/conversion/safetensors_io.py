@@ -14,6 +14,7 @@ from launcher.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 
 
@@ -63,11 +64,7 @@ class HFWeights:
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Raises CheckpointError unless the folder holds just these tensors, in these shapes."""
-        # Saved by some, although it is the embedding once more.
-        missing, unknown = (
-            sorted(set(expected) - self.names()),
-            sorted(self.names() - set(expected) - {"lm_head.weight"}),
-        )
+        missing, unknown = sorted(set(expected) - self.names()), sorted(self.names() - set(expected) - {_HEAD})
         if missing or unknown:
             parts = [f"{word} {names[0]} and {len(names) - 1} more" for word, names in
                      (("lacks", missing), ("holds, unknown to Gemma,", unknown)) if names]  # fmt: skip
@@ -80,11 +77,17 @@ class HFWeights:
                     f"{name} in {self.folder} does not have the shape that config.json implies: {self.shapes[name]} "
                     f"where {shape} is needed"
                 )
+        # Saved by some, although it is the embedding once more.
+        if _HEAD in self.names() and not torch.equal(self.read(_HEAD), self.read(_EMBEDDING)):
+            raise CheckpointError(
+                f"{_HEAD} in {self.folder} is not {_EMBEDDING}, and Gemma's head is its embedding",
+                hint="a checkpoint whose head was not trained apart",
+            )
 
 
 def _weight_files(folder: Path, name: str) -> list[Path]:
     index = folder / _INDEX
-    if name == WEIGHTS and index.exists():
+    if name == WEIGHTS and index.exists() and not (folder / name).exists():  # transformers' order of looking
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (json.JSONDecodeError, KeyError, AttributeError) as error:

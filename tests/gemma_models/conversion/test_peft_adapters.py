@@ -139,6 +139,11 @@ def test_what_cannot_be_ours(tmp_path: Path) -> None:
     refused("is of a IA3 adapter", peft_type="IA3")
     refused(r"has rank_pattern = \{'q_proj': 8\}, which adapters here have not", rank_pattern={"q_proj": 8})
     refused("has bias = 'all'", bias="all")
+    # What it begins with is not in the base then; and what a peft has that is not known here.
+    refused("has init_lora_weights = 'pissa_niter_4'", init_lora_weights="pissa_niter_4")
+    refused(r"has alora_invocation_tokens = \[5\], other = 1, which", alora_invocation_tokens=[5], other=1)
+    refused("stands on the weights in /gone/base, which are not there", base_model_name_or_path="/gone/base")
+    refused("'hf://a/b/c@v1' names no checkpoint", base_model_name_or_path="a/b/c", revision="v1")
     refused("does not name the weights it stands on", base_model_name_or_path=None)
     hf_model(tiny("gemma2_2b")).save_pretrained(tmp_path / "other")
     refused("are on no layer of ", base_model_name_or_path=str(tmp_path / "other"))

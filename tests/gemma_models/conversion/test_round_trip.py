@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,47 @@ def test_config_json_that_lacks_a_number(source: Path, tmp_path: Path) -> None:
     del values["hidden_size"]
     (source / "config.json").write_text(json.dumps(values))
     refuses(source, tmp_path, "lacks 'hidden_size'")
+
+
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    ("size", "changed", "said"),
+    [
+        ("gemma3_1b", {"hidden_activation": "silu"}, "hidden_activation = 'silu', and every gemma3 has 'gelu_pytorch"),
+        ("gemma3_1b", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+        ("gemma3_1b", {"tie_word_embeddings": False}, "tie_word_embeddings = False, and every gemma3 has True"),
+        ("gemma3_1b", {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": LINEAR}},
+         "rope scaling 'linear', 'linear' in local layers; gemma3 has 'default' or 'linear', and 'default' in local"),
+        ("gemma2_2b", {"rope_parameters": LINEAR}, "rope scaling 'linear', 'linear' in local layers; gemma2 has 'd"),
+        ("gemma2_2b", {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 4.0}},
+         "rope scaling 'linear', 'default' in local layers"),
+    ],
+)  # fmt: skip
+def test_a_config_json_of_another_function(size: str, changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """Hugging Face's model of each has other logits than one without what is changed."""
+    hf_config(tiny(size)).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | changed))
+    with pytest.raises(CheckpointError, match=said):
+        read_hf_config(tmp_path)
+
+
+def test_a_head_is_the_embedding_or_refused(source: Path, tmp_path: Path) -> None:
+    whole = load_file(source / "model.safetensors")
+    embedding = whole["model.embed_tokens.weight"]
+    save_file({**whole, "lm_head.weight": embedding + 1.0}, source / "model.safetensors", metadata={"format": "pt"})
+    refuses(source, tmp_path, r"lm_head\.weight in .* is not model\.embed_tokens\.weight")
+    save_file({**whole, "lm_head.weight": embedding.clone()}, source / "model.safetensors", metadata={"format": "pt"})
+    back = export_checkpoint(import_checkpoint(source, tmp_path / "megatron"), tmp_path / "hf")
+    assert_equal(tensors(back), whole)
+
+
+def test_one_file_is_read_before_an_index_that_was_left(source: Path, tmp_path: Path) -> None:
+    """As transformers has it."""
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    assert import_checkpoint(source, tmp_path / "megatron").is_dir()
 
 
 @pytest.mark.parametrize("keep", [0, 7, 5000])

@@ -101,11 +101,7 @@ def test_what_windows_puts_into_a_file_is_no_text(tmp_path: Path, tokenizer: Pat
         ("a.txt", b"\n \n", "a.txt: no text in it"),
         ("a.txt.gz", b"plain", "a.txt.gz cannot be read after line 0: Not a gzipped file"),
         ("a.txt.gz", gzip.compress(os.urandom(9000))[:4000], "a.txt.gz cannot be read after line"),
-        (
-            "a.txt.gz",
-            gzip.compress(b"rain\n" * 5000)[:20] + b"\xff" * 90,
-            "a.txt.gz cannot be read after line 0: Error",
-        ),
+        ("a.txt.gz", gzip.compress(b"")[:10] + b"\xff" * 9, "a.txt.gz cannot be read after line 0: Error"),
     ],
 )
 def test_what_is_no_text_is_named_by_line_and_leaves_nothing(
