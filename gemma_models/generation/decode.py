@@ -10,9 +10,22 @@ from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
+from gemma_models.architectures import GemmaConfig
 from gemma_models.generation.sampling import Sampling, next_tokens
 from gemma_models.modeling.model import GemmaModel
 from launcher.errors import ConfigError
+
+
+def check_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, gemma: GemmaConfig) -> None:
+    """Raises ConfigError where prompt and answer together are longer than the model's positions, or are nothing."""
+    if max_new_tokens < 1 or not all(prompts):
+        raise ConfigError("there is nothing to generate from an empty prompt, or in no tokens")
+    longest, limit = max(map(len, prompts), default=0), gemma.max_position_embeddings
+    if longest + max_new_tokens > limit:
+        raise ConfigError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {limit} positions",
+            hint=f"max_new_tokens={limit - longest}" if longest < limit else "a shorter prompt",
+        )
 
 
 @torch.no_grad()
@@ -30,19 +43,12 @@ def decode(
 
     Every rank of the model calls it, with its own stage, and gets all answers.
     Prompts of different lengths are padded on the left; rotary positions are relative, so that each is continued as it
-    would be alone. Raises ConfigError where prompt and answer together are longer than the model's positions.
+    would be alone. Raises ConfigError as `check_room` does.
     """
     if not prompts:
         return []
-    if max_new_tokens < 1 or not all(prompts):
-        raise ConfigError("there is nothing to generate from an empty prompt, or in no tokens")
+    check_room(prompts, max_new_tokens, model.config.gemma)
     longest = max(map(len, prompts))
-    limit = model.config.gemma.max_position_embeddings
-    if longest + max_new_tokens > limit:
-        raise ConfigError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {limit} positions",
-            hint=f"max_new_tokens={limit - longest}" if longest < limit else "a shorter prompt",
-        )
     device = next(model.parameters()).device
     tokens = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)

@@ -10,7 +10,7 @@ from typing import Literal
 from gemma_models.conversion.assets import end_tokens, load_tokenizer
 from gemma_models.conversion.sources import checkpoint_folder
 from gemma_models.data.chat import BOS, END, control_token, encode_prompt, encode_text
-from gemma_models.generation.decode import decode
+from gemma_models.generation.decode import check_room, decode
 from gemma_models.generation.sampling import Sampling
 from gemma_models.layout import check_generation, check_layout
 from gemma_models.settings import MegatronStrategy, Trainer
@@ -35,7 +35,8 @@ def generate_texts(
     folder = checkpoint_folder(path)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     check_generation(strategy, ranks)
-    check_layout(architecture_in(folder), Trainer(max_steps=1, devices=ranks, strategy=strategy))
+    gemma = architecture_in(folder)
+    check_layout(gemma, Trainer(max_steps=1, devices=ranks, strategy=strategy))
     tokenizer = load_tokenizer(assets_in(folder))
     ids = end_tokens(assets_in(folder))
     if chat:
@@ -43,6 +44,7 @@ def generate_texts(
         encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     else:
         encoded = [[control_token(tokenizer, BOS), *encode_text(tokenizer, prompt)] for prompt in prompts]
+    check_room(encoded, max_new_tokens, gemma)  # of all batches, before the first
     # A token is a byte at least; some more, as a text is not always cut where its tokens are.
     reach = max((len(text.encode()) for text in stop), default=0) + 4
 

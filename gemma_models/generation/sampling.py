@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0.0:
+        if not 0.0 <= self.temperature < math.inf:
             raise ConfigError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
         if self.top_k < 0:
             raise ConfigError(f"top_k is {self.top_k}; it must be 0 (all) or above")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ def test_how_many_are_read_at_once_changes_nothing(folder: Path) -> None:
 def test_what_cannot_be(folder: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         said(folder, **settings)
+
+
+def test_a_prompt_too_long_is_known_before_the_weights_are_read(folder: Path, tmp_path: Path) -> None:
+    """And before the texts of other batches are made in vain."""
+    shutil.copytree(folder, tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="a prompt of 513 tokens and 24 new ones exceed the model's 512 positions"):
+        said(tmp_path / "hf", ["a", "b" * 512], batch_size=1)
+    with pytest.raises(CheckpointError, match=r"lacks model\.safetensors"):
+        said(tmp_path / "hf")
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:

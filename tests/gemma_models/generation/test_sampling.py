@@ -77,6 +77,7 @@ def test_temperature_sharpens_and_flattens() -> None:
     ("options", "message"),
     [
         ({"temperature": -0.1}, r"temperature is -0.1; it must be 0 \(greedy\) or above"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be 0"),
         ({"top_k": -1}, r"top_k is -1; it must be 0 \(all\) or above"),
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
         ({"top_p": 1.1}, "top_p is 1.1"),
