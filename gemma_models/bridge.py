@@ -140,6 +140,8 @@ class AutoBridge:
         output = Path(path).expanduser()
         refuse_existing(output)
         between = output.with_name(f".{output.name}.megatron")
+        if dist.get_rank() == 0:
+            shutil.rmtree(between, ignore_errors=True)  # of a process that was killed here
         self.save_megatron_model(model, between)
         failure: list[tuple[str, str | None] | None] = [None]
         if dist.get_rank() == 0:

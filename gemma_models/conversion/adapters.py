@@ -194,6 +194,7 @@ def _named(some: set[str], every: set[str]) -> list[str]:
 def _base_names(base: str | None) -> dict[str, str | None]:
     source = None if base is None else source_of(base)
     if source is not None:
-        return {"base_model_name_or_path": source.name, "revision": source.revision}
+        on_hub = "/" in source.name  # what was imported from a folder has that folder's name alone
+        return {"base_model_name_or_path": source.name if on_hub else None, "revision": source.revision}
     whole = base is None or (Path(base) / "checkpoint.json").exists()  # of Megatron's, which peft does not read
     return {"base_model_name_or_path": None if whole else base}

@@ -26,6 +26,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_loop_of_ones_own(source: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
+    (tmp_path / ".trained.megatron" / "weights").mkdir(parents=True)  # of a process that was killed on its way
     task = launcher.Partial(bridged.loop, source=source, output=tmp_path / "trained")
     losses = launcher.run(task, executor=launcher.LocalExecutor(ntasks_per_node=2), progress=False).value
     model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,24 @@ def test_peft_loads_what_was_trained(made: tuple[Path, Path, torch.Tensor], tmp_
     with torch.no_grad():
         merged = theirs(export_checkpoint(again, tmp_path / "merged"))(IDS).logits
     assert (merged - expected).abs().max() <= TOLERANCE
+
+
+def test_the_base_that_peft_is_told_of_is_one_that_it_finds(
+    made: tuple[Path, Path, torch.Tensor], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(made[1], tmp_path / "copy"))
+    values = json.loads((copy / "checkpoint.json").read_text())
+    for number, (base, named) in enumerate(
+        {
+            "hf://google/gemma-3-1b-pt@v1": ("google/gemma-3-1b-pt", "v1"),
+            "nemo://google/gemma-3-1b-pt": ("google/gemma-3-1b-pt", None),
+            "nemo://sft": (None, None),  # imported from a folder of that name
+        }.items()
+    ):
+        (copy / "checkpoint.json").write_text(json.dumps(values | {"base": base}))
+        folder = export_checkpoint(copy, tmp_path / str(number), adapter=True)
+        found = json.loads((folder / "adapter_config.json").read_text())
+        assert (found["base_model_name_or_path"], found["revision"]) == named
 
 
 @pytest.mark.parametrize(
