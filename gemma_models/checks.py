@@ -60,7 +60,7 @@ def _check_unbuilt(recipe: Partial[Any], ranks: int, *, schedule: bool) -> None:
             check_adapters(lora, trainer.strategy.tensor_model_parallel_size)
             check_dropout(trainer, lora)
         if schedule:
-            check_memory(model, trainer, lora)
+            check_memory(model, trainer, lora, adaptable=hasattr(recipe, "peft"))
             if trainer.val_check_interval is not None:
                 _check_validated(recipe.data, ", or trainer.val_check_interval=None")
     except LaunchError as error:

@@ -91,7 +91,7 @@ def check_layout(model: GemmaConfig, trainer: Trainer) -> None:
         raise ConfigError(
             f"trainer.devices = {trainer.devices} x trainer.num_nodes = {trainer.num_nodes} processes cannot be shared "
             f"out into groups of {tp} x {pp}{context} (tensor x pipeline{' x context' if cp > 1 else ''} parallel)",
-            hint=f"trainer.devices={tp * pp * cp}",
+            hint=f"trainer.devices={tp * pp * cp // math.gcd(tp * pp * cp, trainer.num_nodes)}",
         )
 
 

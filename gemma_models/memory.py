@@ -30,8 +30,11 @@ def state_bytes(model: GemmaConfig, trainer: Trainer, peft: LoRA | None) -> floa
     return model.parameter_count() * (weight + 4 + optimizer) / model_parallel
 
 
-def check_memory(model: GemmaConfig, trainer: Trainer, peft: LoRA | None) -> None:
-    """Raises ConfigError where no GPU could hold it. What is smaller may still not fit the GPUs that it runs on."""
+def check_memory(model: GemmaConfig, trainer: Trainer, peft: LoRA | None, *, adaptable: bool = True) -> None:
+    """Raises ConfigError where no GPU could hold it. What is smaller may still not fit the GPUs that it runs on.
+
+    ``adaptable``: the recipe could train adapters instead.
+    """
     needed = state_bytes(model, trainer, peft)
     if trainer.accelerator == "gpu" and needed > LARGEST:
         what = "weights" if peft is not None else "weights, gradients and optimizer state"
@@ -40,5 +43,5 @@ def check_memory(model: GemmaConfig, trainer: Trainer, peft: LoRA | None) -> Non
             f"trainer.strategy.tensor_model_parallel_size = {trainer.strategy.tensor_model_parallel_size} have "
             f"{needed / 1e9:,.0f} GB each of {what}, more than any GPU holds",
             hint="more GPUs and a larger trainer.strategy.tensor_model_parallel_size"
-            + ("" if peft is not None else ", or peft=lora, which freezes the weights"),
+            + (", or peft=lora, which freezes the weights" if peft is None and adaptable else ""),
         )

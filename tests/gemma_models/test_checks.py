@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import launcher
-from gemma_models import gemma3_1b
+from gemma_models import gemma2_27b, gemma3_1b
 from gemma_models.architectures import ARCHITECTURES
 from gemma_models.checks import check_recipe, check_training, check_validation
 from gemma_models.data import HuggingFaceData, InstructionData, MockData
@@ -77,6 +77,21 @@ def test_what_is_dropped_in_a_recorded_step_that_is_computed_again() -> None:
         check_recipe(recipe, ranks=1)
     assert "test_checks.py" in (caught.value.where or "")
     recipe.trainer.recompute_granularity = "selective"
+    check_recipe(recipe, ranks=1)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_what_no_gpu_holds(kind: str) -> None:
+    """18 bytes of each of 27,227,128,320 parameters, and another way for what can have one."""
+    on_one = {"num_nodes": 1, "num_gpus_per_node": 1}
+    recipe = gemma2_27b.pretrain_recipe(**on_one)
+    if kind == "finetune":
+        recipe = gemma2_27b.finetune_recipe(**on_one, peft_scheme="none")
+        recipe.resume.restore_config.path = recipe.data.train_path = recipe.data.validation_path = "somewhere"
+    with pytest.raises(ConfigError, match="have 490 GB each of weights, gradients and optimizer state") as caught:
+        check_recipe(recipe, ranks=1)
+    assert ("peft=lora" in (caught.value.hint or "")) is (kind == "finetune")
+    recipe.trainer.accelerator = "cpu"
     check_recipe(recipe, ranks=1)
 
 

@@ -193,6 +193,9 @@ def test_processes_that_do_not_divide() -> None:
     with pytest.raises(ConfigError, match=r"trainer.devices = 6 .* shared out into groups of 2 x 2") as raised:
         check("gemma3_1b", tp=2, pp=2, devices=6)
     assert "try: trainer.devices=4" in str(raised.value)
+    with pytest.raises(ConfigError, match=r"trainer.devices = 3 x trainer.num_nodes = 2 processes") as raised:
+        check("gemma3_1b", tp=2, pp=2, devices=3, nodes=2)
+    assert str(raised.value).endswith("try: trainer.devices=2")
 
 
 @pytest.mark.parametrize("field", ["tp", "pp", "nodes", "devices"])

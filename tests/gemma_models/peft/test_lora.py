@@ -14,7 +14,7 @@ from gemma_models.architectures import GemmaConfig
 from gemma_models.modeling.config import transformer_config
 from gemma_models.modeling.model import GemmaModel, build_model
 from gemma_models.peft.adapters import apply_adapters, matches, merge_adapters
-from gemma_models.peft.lora import LoRALinear
+from gemma_models.peft.lora import LoRALinear, xavier
 from gemma_models.settings import LoRA, MegatronStrategy
 from gemma_models.training.parallel import parallel_context
 from gemma_models.training.restore import load_trained
@@ -51,6 +51,16 @@ def fill(model: GemmaModel) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("adapter_out.weight"):
             torch.nn.init.normal_(parameter, std=0.1)
+
+
+def test_a_ranks_part_of_a_is_drawn_as_the_whole_is() -> None:
+    whole, drawn, part = torch.empty(32, 4096), torch.empty(32, 4096), torch.empty(32, 512)
+    torch.manual_seed(0)
+    torch.nn.init.xavier_normal_(whole)
+    torch.manual_seed(0)
+    assert torch.equal(xavier(4096, 32)(drawn), whole)
+    assert float(xavier(4096, 32)(part).std()) == pytest.approx(float(whole.std()), rel=0.02)
+    assert float(torch.nn.init.xavier_normal_(part).std()) > 2.5 * float(whole.std())  # the control
 
 
 @pytest.mark.parametrize(
