@@ -91,6 +91,8 @@ def fit(
             scheduler.step(increment=start)
             if dist.get_rank() == 0:
                 _say_other_batches(before, samples)
+                if start >= trainer.max_steps:
+                    print(f"nothing is left to train: step {start} of {trainer.max_steps} is saved", file=sys.stderr)
         info = CheckpointInfo(
             gemma=gemma,
             precision=trainer.precision,

@@ -25,7 +25,7 @@ from gemma_models.training.profiling import Profiler
 from gemma_models.training.saving import Checkpoints
 from gemma_models.training.steps import Stepper, first
 from gemma_models.training.stop import asked_to_stop, note_saved
-from launcher.errors import LaunchError
+from launcher.errors import DataError, LaunchError
 from launcher.heartbeat import beat, rest
 from launcher.worker import RESUME
 
@@ -82,7 +82,12 @@ class Loop:
         lr = self.optimizer.param_groups[0]["lr"]
         self.profiler.before(step)
         began = time.perf_counter()
-        micro_batches = next(batches)
+        micro_batches = next(batches, None)
+        if micro_batches is None:
+            raise DataError(
+                f"the data ends before step {step} of trainer.max_steps = {self.trainer.max_steps}",
+                hint=f"train_batches of {type(self.data).__name__} that begins again, for ever",
+            )
         self.loss, grad_norm, tokens = self.stepper.train(micro_batches)
         self.scheduler.step(increment=1)
         elapsed = time.perf_counter() - began

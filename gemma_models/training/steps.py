@@ -238,11 +238,16 @@ def shared(batch: Batch) -> Batch:
 
 def check_batches(batches: list[Batch], vocab_size: int) -> None:
     """Raises DataError for a token that the model does not know (split over ranks, an embedding reads it as nothing),
-    and for rows of a batch at different positions, of which there is one rotary table."""
+    and for rows of a batch at different positions, or at others than a row has: of these there is a rotary table."""
     for batch in batches:
         places = batch["position_ids"]
         if len(places) > 1 and not torch.equal(places, places[:1].expand_as(places)):
             raise DataError("the rows of a batch have different position_ids", hint="data.micro_batch_size=1")
+        if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < places.shape[1]:
+            raise DataError(
+                f"a row of {places.shape[1]} tokens has position_ids from {int(places.min())} to {int(places.max())}",
+                hint="positions that begin with 0, in the row or in each document of a packed one",
+            )
         # Not by picking those that count, which takes milliseconds, while a GPU waits.
         for ids in (batch["tokens"], batch["labels"].where(batch["loss_mask"] > 0, 0)):
             if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:

@@ -256,6 +256,41 @@ class WrongToken(UnevenData):
             yield batches
 
 
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("ends", "the data ends before step 2 of trainer.max_steps = 10"),
+        ("rows", "the rows of a batch have different position_ids"),
+        ("far", "a row of 40 tokens has position_ids from 100 to 139"),
+    ],
+)
+def test_data_that_does_not_do_as_it_should(tmp_path: Path, what: str, message: str) -> None:
+    task = recipe(tmp_path, "run")
+    task.data = launcher.Config(WrongData, what=what)
+    with pytest.raises(DataError, match=message):
+        run(task)
+
+
+@dataclass(kw_only=True)
+class WrongData(UnevenData):
+    """Ends after a step, or has other positions: of one row, or of all."""
+
+    what: str
+
+    def train_batches(self, *, start_step: int, dp_rank: int, dp_size: int, seed: int) -> Iterator[list[Batch]]:
+        batches = next(super().train_batches(start_step=start_step, dp_rank=dp_rank, dp_size=dp_size, seed=seed))
+        if self.what != "ends":
+            batches[1]["position_ids"][0 if self.what == "rows" else slice(None)] += 100
+        yield batches
+
+
+def test_a_run_that_has_taken_its_steps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(recipe(tmp_path, "run", steps=2))
+    result = run(recipe(tmp_path, "run", steps=1, resume=True))
+    assert (result["step"], result["loss"]) == (2, None)
+    assert "nothing is left to train: step 2 of 1 is saved" in capfd.readouterr().err
+
+
 def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
     task = recipe(tmp_path, "run")
     task.tokenizer = str(tmp_path / "nowhere")
