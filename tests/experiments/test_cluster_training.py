@@ -145,11 +145,11 @@ def test_a_node_fails(slurm_lab_alone: SlurmLab, alone: list[float]) -> None:
     hopeless = run.Experiment("hopeless")
     hopeless.add(Script(inline="sleep 1000"), executor=cluster(lab), name="sleeper")
     hopeless.run(detach=True)
-    task = spread(lab, "failed", HeldData)
+    task = spread(lab, "failed", HeldData, each=1)
     task.data.held = HELD
     task.log.ckpt.every_n_train_steps = 3
     experiment = run.Experiment("goes on")
-    experiment.add(task, executor=cluster(lab, retries=1), name="train")
+    experiment.add(task, executor=cluster(lab, each=1, retries=1), name="train")
     shared: list[str] = []
 
     def fail(job: str) -> None:
@@ -178,16 +178,16 @@ def hosts(lab: SlurmLab, job: str) -> list[str]:
 
 
 def test_a_rank_that_waits_for_its_data_for_ever_is_named(slurm_lab: SlurmLab) -> None:
-    task = spread(slurm_lab, "hangs", SlowData)
-    task.data.steps, task.data.rank = {3: 1000.0}, 3
+    task = spread(slurm_lab, "hangs", SlowData, each=1)
+    task.data.steps, task.data.rank = {3: 1000.0}, 1
     with run.Experiment("hangs") as experiment:
-        experiment.add(task, executor=cluster(slurm_lab, step_timeout=0.1), name="train")
+        experiment.add(task, executor=cluster(slurm_lab, each=1, step_timeout=0.1), name="train")
         with pytest.raises(run.ExperimentFailed) as error:
             experiment.run(progress=False)
-    assert error.value.rank == 3
+    assert error.value.rank == 1
     cause = str(error.value)
-    assert "no step in 6 seconds: rank 3 at" in cause
-    mine, theirs = cause.partition("rank 3 at ")[2].splitlines()[0].split(", the others at ")
+    assert "no step in 6 seconds: rank 1 at" in cause
+    mine, theirs = cause.partition("rank 1 at ")[2].splitlines()[0].split(", the others at ")
     assert "gemma_runs.py:" in mine and mine.endswith(" train_batches")
     assert theirs.startswith("training/loop.py:") and not theirs.endswith(" train_batches")
     assert "in fit" in error.value.traceback
