@@ -200,6 +200,8 @@ def preprocess(
     if workers < 1:
         raise ConfigError(f"workers is {workers}; it must be at least 1")
     sources = [Path(path).expanduser() for path in (source if isinstance(source, list) else [source])]
+    if not sources:
+        raise ConfigError("source is an empty list", hint="source=FILE.jsonl")
     how = How(tokenizer=load_tokenizer(Path(tokenizer).expanduser()), key=key, add_bos=add_bos, add_eos=add_eos)
     return preprocess_files(sources, Path(output).expanduser(), how, workers)
 

@@ -131,7 +131,12 @@ def weights_of(folder: Path, gemma: GemmaConfig) -> Read:
         weights = HFWeights(folder)
         weights.check(hf_shapes(gemma))
         return _from_hf(weights, gemma)
-    check_architecture(read_info(folder).gemma, gemma, folder)
+    info = read_info(folder)
+    if info.lora is not None:
+        raise CheckpointError(
+            f"{folder} holds adapters, which are no weights for others to stand on", hint=f"base={info.base}"
+        )
+    check_architecture(info.gemma, gemma, folder)
     return _from_megatron(folder, gemma)
 
 
@@ -178,7 +183,13 @@ def _merged(folder: Path, info: CheckpointInfo, base: str | Path | None) -> Read
 def _cached(source: str | Path) -> Path:
     """Where what is imported without an output is kept."""
     named = source_of(source)
-    return imported_folder(named or Source("nemo", Path(source).expanduser().absolute().name))
+    if named is None:
+        name = Path(source).expanduser().absolute().name
+        try:
+            named = source_of(f"nemo://{name}")
+        except CheckpointError:
+            raise CheckpointError(f"nemo:// cannot name a folder {name!r}", hint="output=FOLDER") from None
+    return imported_folder(named)
 
 
 def refuse_existing(output: Path, more: str = "") -> None:

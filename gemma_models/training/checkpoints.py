@@ -84,9 +84,12 @@ def read_info(folder: Path) -> CheckpointInfo:
             lora = kind(**lora)
         return CheckpointInfo(gemma=gemma, lora=lora, **values)
     except FileNotFoundError:
+        of_run = [*steps(folder / "checkpoints").values(), *steps(folder).values()]
         raise CheckpointError(
             f"there is no checkpoint in {folder}",
-            hint="import one first: gemma-launch import source=... output=..., or gemma_models.import_checkpoint",
+            hint=str(of_run[-1])
+            if of_run
+            else "import one first: gemma-launch import source=... output=..., or gemma_models.import_checkpoint",
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}", hint="restore the folder from a copy") from None

@@ -73,6 +73,8 @@ def test_peft_loads_what_was_trained(made: tuple[Path, Path, torch.Tensor], tmp_
     assert (found - expected).abs().max() <= TOLERANCE
     assert (plain - expected).abs().max() > 100 * TOLERANCE
 
+    with pytest.raises(CheckpointError, match=f"holds adapters, which are no weights.*\n  try: base={base}"):
+        export_checkpoint(ours, tmp_path / "merged", base=ours)
     # And back: the same adapters, on the base that the folder names.
     again = import_checkpoint(exported, tmp_path / "again")
     assert read_info(again).base == str(base)

@@ -212,6 +212,19 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape(source: Path, tmp_
     refuses(source, tmp_path, r"are of F16\n.*bfloat16 or as float32")
 
 
+def test_a_runs_folder_is_not_taken_for_its_checkpoint(source: Path, tmp_path: Path) -> None:
+    step = import_checkpoint(source, tmp_path / "run" / "checkpoints" / "step_0000100")
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoints"):
+        with pytest.raises(CheckpointError, match=f"there is no checkpoint in {folder}\n  try: {step}"):
+            export_checkpoint(folder, tmp_path / "hf")
+
+
+def test_a_folder_that_nemo_cannot_name(source: Path) -> None:
+    odd = source.rename(source.with_name("sft, second"))
+    with pytest.raises(CheckpointError, match="nemo:// cannot name a folder 'sft, second'\n  try: output=FOLDER"):
+        import_checkpoint(odd)
+
+
 def test_what_exists_is_not_written_over(source: Path, tmp_path: Path) -> None:
     (tmp_path / "megatron").mkdir()
     with pytest.raises(CheckpointError, match="exists already"):

@@ -122,6 +122,8 @@ def test_nothing_is_overwritten_and_nothing_is_missed(tmp_path: Path, tokenizer:
         preprocess(str(tmp_path / "a.txt"), tmp_path / "out", tokenizer)
     with pytest.raises(DataError, match=r"b.txt cannot be read: No such file"):
         preprocess([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")], tmp_path / "new", tokenizer)
+    with pytest.raises(LaunchError, match="source is an empty list"):
+        preprocess([], tmp_path / "new", tokenizer)
     with pytest.raises(LaunchError, match="workers is 0"):
         preprocess(str(tmp_path / "a.txt"), tmp_path / "new", tokenizer, workers=0)
     with pytest.raises(LaunchError, match="holds no tokenizer"):
