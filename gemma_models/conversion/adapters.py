@@ -92,7 +92,7 @@ def read_peft(folder: Path, gemma: GemmaConfig) -> tuple[LoRA, _Tensors]:
     shapes, found = hf_shapes(gemma), {name.removeprefix(_PREFIX) for name in weights.names()}
     layers = {}
     for layer, parts, rule in _linears(gemma):
-        held = [_read(weights, part, shapes[f"{part}.weight"]) for part in parts if f"{part}{_A}" in found]
+        held = [_read(weights, part, shapes[f"{part}.weight"], config) for part in parts if f"{part}{_A}" in found]
         if held:
             whole = dict(zip([part for part in parts if f"{part}{_A}" in found], held, strict=True))
             layers[layer] = _fused(folder, [(whole.get(part), shapes[f"{part}.weight"]) for part in parts], rule, gemma)
@@ -147,7 +147,7 @@ def _linears(gemma: GemmaConfig) -> Iterator[tuple[str, tuple[str, ...], Rule]]:
             yield name.removesuffix(".weight"), tuple(n.removesuffix(".weight") for n in rule.hf_names(layer)), rule
 
 
-def _read(weights: HFWeights, part: str, shape: tuple[int, ...]) -> Adapter:
+def _read(weights: HFWeights, part: str, shape: tuple[int, ...], config: dict[str, Any]) -> Adapter:
     named = {each: f"{_PREFIX}{part}{each}" for each in (_A, _B, _MAGNITUDE)}
     if named[_B] not in weights.names():
         raise CheckpointError(f"{weights.folder / WEIGHTS} holds {named[_A]} and no {named[_B]}")
@@ -157,7 +157,14 @@ def _read(weights: HFWeights, part: str, shape: tuple[int, ...]) -> Adapter:
             f"{named[_A]} {tuple(a.shape)} and {named[_B]} {tuple(b.shape)} are on no layer of {shape}",
             hint="an adapter of another base, perhaps: base=...",
         )
-    return Adapter(a, b, weights.read(named[_MAGNITUDE]) if named[_MAGNITUDE] in weights.names() else None)
+    dora = named[_MAGNITUDE] in weights.names()
+    if a.shape[0] != config["r"] or dora != bool(config.get("use_dora")):
+        raise CheckpointError(
+            f"{weights.folder / CONFIG} says r = {config['r']} and use_dora = {config.get('use_dora', False)}, and "
+            f"{WEIGHTS} has rank {a.shape[0]} and {'' if dora else 'no '}magnitudes on {part}",
+            hint="save the adapter again with peft",
+        )
+    return Adapter(a, b, weights.read(named[_MAGNITUDE]) if dora else None)
 
 
 def _fused(

@@ -50,21 +50,30 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a Hugging Face folder. Raises CheckpointError where there is none."""
+    """The tokenizer in a Hugging Face folder. Raises CheckpointError where there is none, or none that can be read."""
     from transformers import AutoTokenizer
 
     if not has_tokenizer(folder):
         raise CheckpointError(
             f"{folder} holds no tokenizer", hint="copy tokenizer.json and tokenizer_config.json of the model there"
         )
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of transformers and of tokenizers, which share no kind
+        raise CheckpointError(
+            f"the tokenizer in {folder} cannot be read: {type(error).__name__}: {error}",
+            hint="fetch tokenizer.json again; after a git clone, git lfs pull",
+        ) from error
 
 
 def end_tokens(folder: Path) -> set[int]:
     """The ids that end a text, from generation_config.json or config.json."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not JSON: {error}", hint="fetch the checkpoint again") from None
         if found is not None:
             return set(found) if isinstance(found, list) else {found}
     return set()

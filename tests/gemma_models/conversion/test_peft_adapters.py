@@ -160,6 +160,8 @@ def test_what_cannot_be_ours(tmp_path: Path) -> None:
     refused("is of a IA3 adapter", peft_type="IA3")
     refused(r"has rank_pattern = \{'q_proj': 8\}, which adapters here have not", rank_pattern={"q_proj": 8})
     refused("has bias = 'all'", bias="all")
+    refused("says r = 4 and use_dora = False, and .* has rank 2 and no magnitudes on model.layers.0", r=4)
+    refused("says r = 2 and use_dora = True, and .* has rank 2 and no magnitudes", use_dora=True)
     # What it begins with is not in the base then; and what a peft has that is not known here.
     refused("has init_lora_weights = 'pissa_niter_4'", init_lora_weights="pissa_niter_4")
     refused(r"has alora_invocation_tokens = \[5\], other = 1, which", alora_invocation_tokens=[5], other=1)

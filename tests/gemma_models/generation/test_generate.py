@@ -82,6 +82,16 @@ def test_a_prompt_too_long_is_known_before_the_weights_are_read(folder: Path, tm
         said(tmp_path / "hf")
 
 
+def test_files_that_are_cut_off(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "hf")
+    (tmp_path / "hf" / "generation_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json is not JSON"):
+        said(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match=r"the tokenizer in .*hf cannot be read: .*\n  try: .* git lfs pull"):
+        said(tmp_path / "hf")
+
+
 def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
