@@ -50,6 +50,15 @@ def config(**changed: Any) -> Callable[[Path], None]:
     return change
 
 
+def index(content: str) -> Callable[[Path], None]:
+    """In place of the one file, which would be read first."""
+
+    def change(folder: Path) -> None:
+        (folder / WEIGHTS).rename(folder / f"{WEIGHTS}.index.json").write_text(content)
+
+    return change
+
+
 def text(name: str, content: str | bytes) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -86,7 +95,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str, str | None]] = {
     "no architecture": (config(architectures=...), "describes no architecture", None),
     "a key is missing": (config(num_hidden_layers=...), "config.json lacks 'num_hidden_layers'", FETCH),
     "a value is null": (config(hidden_size=None), "config.json has a value of the wrong type", FETCH),
-    "another rope": (config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "'yarn' rope scaling", None),
+    "another rope": (config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "rope scaling 'yarn'", None),
     "another pattern": (
         config(layer_types=["full_attention"] * 2),
         "do not repeat every 2 layers",
@@ -105,9 +114,9 @@ BAD: dict[str, tuple[Callable[[Path], None], str, str | None]] = {
         f"{WEIGHTS} is not a whole safetensors file: ",
         FETCH,
     ),
-    "index is not JSON": (text(f"{WEIGHTS}.index.json", "{"), "is not an index of weights", None),
+    "index is not JSON": (index("{"), "is not an index of weights", None),
     "index of files that are missing": (
-        text(f"{WEIGHTS}.index.json", json.dumps({"weight_map": {NORM: "model-00001-of-00002.safetensors"}})),
+        index(json.dumps({"weight_map": {NORM: "model-00001-of-00002.safetensors"}})),
         "lacks model-00001-of-00002.safetensors",
         "a complete Hugging Face checkpoint",
     ),
