@@ -93,6 +93,8 @@ def fit(
                 _say_other_batches(before, samples)
                 if start >= trainer.max_steps:
                     print(f"nothing is left to train: step {start} of {trainer.max_steps} is saved", file=sys.stderr)
+        elif resume.resume_if_exists and dist.get_rank() == 0:
+            print(f"{folder} has no checkpoint to go on from: the run starts at its beginning", file=sys.stderr)
         info = CheckpointInfo(
             gemma=gemma,
             precision=trainer.precision,

@@ -43,8 +43,13 @@ def parallel_context(
                     "accelerator='cpu' of generate",
                 )
             # Where each process is shown a GPU of its own (Slurm's gpus_per_task), that is number 0 for all of them.
-            local = int(os.environ.get("LOCAL_RANK", "0"))
-            device = torch.device("cuda", local if torch.cuda.device_count() > 1 else 0)
+            local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if 1 < count <= local:
+                raise LaunchError(
+                    f"this is process {local} of its node, counted from 0, and torch sees {count} GPUs there",
+                    hint=f"trainer.devices={count} and ntasks_per_node={count}, or torchrun --nproc-per-node={count}",
+                )
+            device = torch.device("cuda", local if count > 1 else 0)
             torch.cuda.set_device(device)
             # A step can be recorded on any stream but the default one, if all that it touches was made on it.
             stack.enter_context(torch.cuda.stream(torch.cuda.Stream(device)))

@@ -264,3 +264,11 @@ def test_another_batch_size_is_said(tmp_path: Path, capfd: pytest.CaptureFixture
         "data.global_batch_size is 8, and was 4 up to step 4: of the order of samples, 16 were taken, and the run goes "
     )
     assert said + "on with number 32" in capfd.readouterr().err
+
+
+def test_a_run_that_has_nothing_to_resume_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    launcher.run(recipe(tmp_path, "run", steps=1, resume=True), direct=True)
+    said = f"{tmp_path}/run/checkpoints has no checkpoint to go on from: the run starts at its beginning\n"
+    assert said in capfd.readouterr().err
+    launcher.run(recipe(tmp_path, "run", steps=2, resume=True), direct=True)
+    assert "to go on from" not in capfd.readouterr().err
