@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +53,8 @@ class GemmaProvider(MegatronStrategy, GemmaConfig):
             gemma, trainer = self._parts()
             check_training(gemma, trainer, gemma.max_position_embeddings, trainer.devices)
         except ConfigError as error:
-            error.message = error.message.replace("trainer.strategy.", "provider.").replace("model.", "provider.")
-            if error.hint:
-                error.hint = error.hint.replace("trainer.strategy.", "provider.")
+            error.message = _provided(error.message)
+            error.hint = error.hint and _provided(error.hint)
             raise
 
     def provide_distributed_model(self, wrap_with_ddp: bool = True) -> list[Any]:
@@ -182,6 +182,13 @@ class AutoBridge:
         from gemma_models.api import export_checkpoint
 
         return export_checkpoint(megatron_path, hf_path)
+
+
+def _provided(text: str) -> str:
+    """What is said of a recipe's values, of a provider's: its processes are those that there are."""
+    text = re.sub(r"trainer\.devices = (\d+) x trainer\.num_nodes = 1\b", r"\1", text)
+    text = re.sub(r"^trainer\.devices=(\d+)", r"\1 processes, as torchrun --nproc-per-node=\1 starts them", text)
+    return text.replace("trainer.strategy.", "provider.").replace("model.", "provider.")
 
 
 def _unwrapped(model: Any) -> Any:

@@ -30,6 +30,8 @@ class Sampling:
             raise ConfigError(f"top_k is {self.top_k}; it must be 0 (all) or above")
         if not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}; it must be at least 0 and below 2**63")
 
 
 def next_tokens(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
@@ -37,7 +39,9 @@ def next_tokens(logits: torch.Tensor, sampling: Sampling, generator: torch.Gener
     if sampling.temperature == 0.0:
         return logits.argmax(-1)
     ordered, order = logits.topk(min(sampling.top_k or logits.shape[-1], logits.shape[-1]), dim=-1)
-    ordered = torch.softmax(ordered.float() / sampling.temperature, dim=-1)
+    ordered = ordered.float()
+    # The likeliest token's is 0: however small the temperature is, it stays a number.
+    ordered = torch.softmax((ordered - ordered[:, :1]) / sampling.temperature, dim=-1)
     # A token stays while the ones before it make up less than top_p, so the first always does.
     ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= sampling.top_p, 0.0)
     chosen = torch.multinomial(ordered, 1, generator=generator)

@@ -58,5 +58,10 @@ def test_values_that_cannot_be(source: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match=r"^provider.tensor_model_parallel_size = 3 does not divide provider.num_att"):
         provider.finalize()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    provider.tensor_model_parallel_size = 2
+    with pytest.raises(ConfigError, match=r"^1 processes cannot be shared out into groups of 2 x 1") as raised:
+        provider.finalize()
+    assert raised.value.hint == "2 processes, as torchrun --nproc-per-node=2 starts them"
     with pytest.raises(CheckpointError, match="does not exist"):
         AutoBridge.from_hf_pretrained(source / "nowhere")

@@ -69,6 +69,7 @@ def test_temperature_sharpens_and_flattens() -> None:
         weights = torch.tensor(PROBABILITIES) ** (1 / temperature)
         found = drawn(Sampling(temperature=temperature))
         torch.testing.assert_close(found, weights / weights.sum(), atol=0.03, rtol=0)
+    assert bool((drawn(Sampling(temperature=1e-37)) == torch.tensor([0.0, 1.0, 0.0, 0.0])).all())
     # top_p is taken of what the temperature has made: 0.5 becomes 0.34 of a flat distribution.
     assert bool((drawn(Sampling(temperature=2.0, top_p=0.5)) > 0).sum() == 2)
 
@@ -81,6 +82,8 @@ def test_temperature_sharpens_and_flattens() -> None:
         ({"top_k": -1}, r"top_k is -1; it must be 0 \(all\) or above"),
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
         ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"seed": 2**64}, "it must be at least 0 and below"),
     ],
 )
 def test_settings_out_of_range(options: dict[str, float], message: str) -> None:
