@@ -43,7 +43,7 @@ _Read = TypeVar("_Read")
 class CheckpointInfo:
     """What checkpoint.json says. ``base`` is the checkpoint that ``lora``'s adapters stand on; ``run`` whose training
     it is; ``val_loss`` the validation loss of its step, in nats a token, where it was taken; ``global_batch_size`` the
-    samples of a step, where the data said so.
+    samples of a step, where the data said so; ``seed`` that of their order.
 
     ``files`` holds the size in bytes of each file in weights/, by which a damaged copy is known before it is read.
     """
@@ -56,6 +56,7 @@ class CheckpointInfo:
     base: str | None = None
     run: str | None = None
     global_batch_size: int | None = None
+    seed: int | None = None
     world_size: int = 1
     files: dict[str, int] = field(default_factory=dict)
 

@@ -90,7 +90,7 @@ def fit(
             restore_training(newest, chunks, optimizer, adapters=lora is not None)
             scheduler.step(increment=start)
             if dist.get_rank() == 0:
-                _say_other_batches(before, samples)
+                _say_other_order(before, samples, trainer.seed)
                 if start >= trainer.max_steps:
                     print(f"nothing is left to train: step {start} of {trainer.max_steps} is saved", file=sys.stderr)
         elif resume.resume_if_exists and dist.get_rank() == 0:
@@ -102,6 +102,7 @@ def fit(
             base=base_path(resume) if lora else None,
             run=run_id(),
             global_batch_size=samples,
+            seed=trainer.seed,
             world_size=dist.get_world_size(),
         )
         loop = Loop(
@@ -129,8 +130,14 @@ def fit(
         )
 
 
-def _say_other_batches(before: CheckpointInfo, samples: int | None) -> None:
-    """A step begins with sample step * global_batch_size, so that another size leaves some out, or takes some twice."""
+def _say_other_order(before: CheckpointInfo, samples: int | None, seed: int) -> None:
+    """Samples come in the seed's order, and a step begins with number step * global_batch_size of it: another seed, or
+    another size, leaves some out, and takes some twice."""
+    if before.seed not in (None, seed):
+        print(
+            f"trainer.seed is {seed}, and was {before.seed} up to step {before.step}: samples come in another order",
+            file=sys.stderr,
+        )
     then = before.global_batch_size
     if None not in (samples, then) and samples != then:
         print(

@@ -264,6 +264,11 @@ def test_another_batch_size_is_said(tmp_path: Path, capfd: pytest.CaptureFixture
         "data.global_batch_size is 8, and was 4 up to step 4: of the order of samples, 16 were taken, and the run goes "
     )
     assert said + "on with number 32" in capfd.readouterr().err
+    more.trainer.max_steps, more.trainer.seed = 6, 99
+    launcher.run(more, direct=True)
+    shown = capfd.readouterr().err
+    assert "trainer.seed is 99, and was 1234 up to step 5: samples come in another order" in shown
+    assert "global_batch_size" not in shown
 
 
 def test_a_run_that_has_nothing_to_resume_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
