@@ -84,7 +84,7 @@ def _silent(end: End, away: bool) -> str:
         if away:
             return f"container {end.name} was killed when its engine was stopped or crashed{AGAIN}"
         why = "from outside (docker kill), for want of memory, or because its engine crashed"
-        return f"container {end.name} was killed by SIGKILL, {why}{AGAIN}"
+        return f"container {end.name} was killed by SIGKILL, {why}{MEMORY}, or retries=N to have it started again"
     if missing := NO_PROGRAM.search(end.error):
         return f"there is no {missing[1]} in the image\n  try: python='/path/to/python' of the image"
     status = end.code - 128 if end.code > 128 else 0
