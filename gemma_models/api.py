@@ -147,7 +147,8 @@ def import_checkpoint(source: str | Path, output: str | Path | None = None, base
     an ``output`` it goes where ``nemo://google/gemma-3-1b-it`` finds it: by the source's name, or by the folder's,
     in models/ of $NEMO_CACHE_DIR or of $GEMMA_LAUNCHER_HOME. An adapter of peft's becomes a checkpoint of adapters;
     ``base`` names the weights that it stands on, where it does not, or these have moved.
-    Raises CheckpointError where the source is not a whole Gemma text checkpoint, or ``output`` exists.
+    Raises CheckpointError where the source is not a whole Gemma text checkpoint, ``output`` exists, or this is not the
+    first rank of a run.
     """
     from gemma_models.conversion.checkpoints import import_hf
 

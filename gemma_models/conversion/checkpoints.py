@@ -6,6 +6,7 @@ Tensor by tensor, from files into files: neither a model nor its weights are eve
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,11 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 def import_hf(source: str | Path, output: str | Path | None, base: str | Path | None = None) -> Path:
     """See `gemma_models.api.import_checkpoint`."""
+    if (rank := os.environ.get("RANK", "0")) != "0":  # they would all write the same
+        raise CheckpointError(
+            f"an import is the work of one process, and this is rank {rank}",
+            hint="gemma-launch import before the run, or in rank 0 alone",
+        )
     target = Path(output).expanduser() if output is not None else _cached(source)
     refuse_existing(target, "" if output is not None else " and is what nemo:// names")
     folder = checkpoint_folder(source)

@@ -229,3 +229,12 @@ def test_what_exists_is_not_written_over(source: Path, tmp_path: Path) -> None:
     (tmp_path / "megatron").mkdir()
     with pytest.raises(CheckpointError, match="exists already"):
         import_checkpoint(source, tmp_path / "megatron")
+
+
+def test_one_rank_imports(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(CheckpointError, match="the work of one process, and this is rank 1") as raised:
+        import_checkpoint(source, tmp_path / "made")
+    assert "rank 0 alone" in (raised.value.hint or "")
+    monkeypatch.setenv("RANK", "0")
+    assert import_checkpoint(source, tmp_path / "made").is_dir()
