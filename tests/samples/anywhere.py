@@ -43,18 +43,23 @@ def report() -> dict[str, str]:
 
 
 def meet() -> list[int]:
-    """All ranks come to the port of rank 0, which returns who came."""
+    """All ranks come to the port of rank 0, which returns who came, and go on together."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     others = int(os.environ["WORLD_SIZE"]) - 1
     if os.environ["RANK"] == "0":
         with socket.create_server(("", port)) as server:
             server.settimeout(DEADLINE)
-            return sorted(server.accept()[0].recv(1)[0] for _ in range(others))
+            connections = [server.accept()[0] for _ in range(others)]
+            came = sorted(connection.recv(1)[0] for connection in connections)
+            for connection in connections:
+                connection.send(b"!")
+            return came
     until = time.monotonic() + DEADLINE
     while True:
         try:
             with socket.create_connection((address, port), timeout=DEADLINE) as connection:
                 connection.send(bytes([int(os.environ["RANK"])]))
+                connection.recv(1)
             return []
         except OSError:
             if time.monotonic() > until:
